@@ -1,0 +1,192 @@
+#include "base/os.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+namespace sluice {
+namespace {
+
+class RealFile final : public File {
+ public:
+  RealFile(UniqueFd fd, std::string path, bool writable)
+      : fd_(std::move(fd)), path_(std::move(path)), writable_(writable) {}
+
+  Result<std::size_t> read_at(std::uint64_t offset, ByteSpan out) const override {
+    std::size_t done = 0;
+    while (done < out.size()) {
+      const ssize_t n =
+          ::pread(fd_.get(), out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+      if (n < 0) {
+        if (errno == EINTR) continue;
+        return errno_error("read " + path_, errno);
+      }
+      if (n == 0) break;
+      done += static_cast<std::size_t>(n);
+    }
+    return done;
+  }
+
+  Result<void> write_at(std::uint64_t offset, ByteView data) override {
+    std::size_t done = 0;
+    while (done < data.size()) {
+      const ssize_t n =
+          ::pwrite(fd_.get(), data.data() + done, data.size() - done, static_cast<off_t>(offset + done));
+      if (n < 0) {
+        if (errno == EINTR) continue;
+        return errno_error("write " + path_, errno);
+      }
+      done += static_cast<std::size_t>(n);
+    }
+    return {};
+  }
+
+  Result<void> sync_data() override {
+    if (::fdatasync(fd_.get()) != 0) return errno_error("fdatasync " + path_, errno);
+    return {};
+  }
+
+  Result<void> truncate(std::uint64_t size) override {
+    if (::ftruncate(fd_.get(), static_cast<off_t>(size)) != 0) return errno_error("truncate " + path_, errno);
+    return {};
+  }
+
+  Result<std::uint64_t> size() const override {
+    struct stat st {};
+    if (::fstat(fd_.get(), &st) != 0) return errno_error("stat " + path_, errno);
+    return static_cast<std::uint64_t>(st.st_size);
+  }
+
+  Result<Mapping> map_shared(std::size_t length) override {
+    const int protection = writable_ ? PROT_READ | PROT_WRITE : PROT_READ;
+    void* address = ::mmap(nullptr, length, protection, MAP_SHARED, fd_.get(), 0);
+    if (address == MAP_FAILED) return errno_error("mmap " + path_, errno);
+    return Mapping(address, length);
+  }
+
+  int fd() const override { return fd_.get(); }
+  const std::string& path() const override { return path_; }
+
+ private:
+  UniqueFd fd_;
+  std::string path_;
+  bool writable_;
+};
+
+class RealFileSystem final : public FileSystem {
+ public:
+  Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode) override {
+    int flags = O_CLOEXEC | (mode.write ? O_RDWR : O_RDONLY);
+    if (mode.create) flags |= O_CREAT;
+    if (mode.exclusive) flags |= O_EXCL;
+    UniqueFd fd(::open(path.c_str(), flags, 0644));
+    if (!fd) return errno_error("open " + path, errno);
+    return std::unique_ptr<File>(std::make_unique<RealFile>(std::move(fd), path, mode.write));
+  }
+
+  Result<void> rename(const std::string& from, const std::string& to) override {
+    if (::rename(from.c_str(), to.c_str()) != 0) return errno_error("rename " + from + " to " + to, errno);
+    return {};
+  }
+
+  Result<void> unlink(const std::string& path) override {
+    if (::unlink(path.c_str()) != 0) return errno_error("unlink " + path, errno);
+    return {};
+  }
+
+  Result<void> remove_directory(const std::string& path) override {
+    if (::rmdir(path.c_str()) != 0) return errno_error("rmdir " + path, errno);
+    return {};
+  }
+
+  Result<bool> exists(const std::string& path) override {
+    struct stat st {};
+    if (::lstat(path.c_str(), &st) == 0) return true;
+    if (errno == ENOENT || errno == ENOTDIR) return false;
+    return errno_error("stat " + path, errno);
+  }
+
+  Result<void> make_directories(const std::string& path) override {
+    for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+      const std::string prefix = path.substr(0, end);
+      if (::mkdir(prefix.c_str(), 0755) != 0 && errno != EEXIST) return errno_error("mkdir " + prefix, errno);
+      if (end == std::string::npos) break;
+    }
+    struct stat st {};
+    if (::stat(path.c_str(), &st) != 0) return errno_error("stat " + path, errno);
+    if (!S_ISDIR(st.st_mode)) return errno_error("mkdir " + path, ENOTDIR);
+    return {};
+  }
+
+  Result<std::vector<DirEntry>> list(const std::string& path) override {
+    DIR* dir = ::opendir(path.c_str());
+    if (dir == nullptr) return errno_error("open directory " + path, errno);
+    std::vector<DirEntry> entries;
+    errno = 0;
+    while (const dirent* entry = ::readdir(dir)) {
+      const std::string name = entry->d_name;
+      if (name == "." || name == "..") continue;
+      bool is_directory = entry->d_type == DT_DIR;
+      if (entry->d_type == DT_UNKNOWN) {
+        struct stat st {};
+        is_directory = ::lstat((path + "/" + name).c_str(), &st) == 0 && S_ISDIR(st.st_mode);
+      }
+      entries.push_back({name, is_directory});
+      errno = 0;
+    }
+    const int err = errno;
+    ::closedir(dir);
+    if (err != 0) return errno_error("read directory " + path, err);
+    return entries;
+  }
+
+  Result<void> sync_directory(const std::string& path) override {
+    UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!fd) return errno_error("open directory " + path, errno);
+    if (::fsync(fd.get()) != 0) return errno_error("fsync directory " + path, errno);
+    return {};
+  }
+};
+
+}  // namespace
+
+FileSystem& real_file_system() {
+  static RealFileSystem fs;
+  return fs;
+}
+
+Result<Bytes> read_file(FileSystem& fs, const std::string& path, std::uint64_t limit_bytes) {
+  TRY_ASSIGN(const auto file, fs.open(path, {}));
+  TRY_ASSIGN(const std::uint64_t size, file->size());
+  if (size > limit_bytes) {
+    return make_error(Errc::too_large, path + " has " + std::to_string(size) + " bytes, at most " +
+                                           std::to_string(limit_bytes) + " are expected");
+  }
+  Bytes data(size);
+  TRY_ASSIGN(const std::size_t n, file->read_at(0, data));
+  data.resize(n);
+  return data;
+}
+
+Result<void> write_file_atomically(FileSystem& fs, const std::string& path, ByteView data) {
+  const std::string temporary = path + ".tmp";
+  {
+    TRY_ASSIGN(const auto file, fs.open(temporary, {.write = true, .create = true}));
+    TRY(file->truncate(0));
+    TRY(file->write_at(0, data));
+    TRY(file->sync_data());
+  }
+  TRY(fs.rename(temporary, path));
+  return fs.sync_directory(parent_directory(path));
+}
+
+std::string parent_directory(const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+}  // namespace sluice

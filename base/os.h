@@ -1,0 +1,76 @@
+// File operations behind an interface, so that tests can fail, record and replay them. Everything Sluice itself keeps
+// on disk (change log, page checksums, recovery) goes through here.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/errors.h"
+#include "base/fd.h"
+
+namespace sluice {
+
+/// An open file. Reads and writes at explicit offsets are thread-safe, as the system calls are.
+class File {
+ public:
+  virtual ~File() = default;
+  /// Fills as much of `out` as the file has; the number of bytes read is short only at the end of the file.
+  virtual Result<std::size_t> read_at(std::uint64_t offset, ByteSpan out) const = 0;
+  /// Writes all of `data`, or fails (part of it may then be there).
+  virtual Result<void> write_at(std::uint64_t offset, ByteView data) = 0;
+  /// fdatasync. After a failure the file's dirty pages are in an unknown state: never retry it into success.
+  virtual Result<void> sync_data() = 0;
+  virtual Result<void> truncate(std::uint64_t size) = 0;
+  virtual Result<std::uint64_t> size() const = 0;
+  /// Shared mapping of [0, length), read-write if the file is open for writing.
+  virtual Result<Mapping> map_shared(std::size_t length) = 0;
+  /// The descriptor, for locks and fstat only.
+  virtual int fd() const = 0;
+  virtual const std::string& path() const = 0;
+};
+
+struct OpenMode {
+  bool write = false;
+  bool create = false;     ///< create if missing (0644)
+  bool exclusive = false;  ///< with create: fail if it exists
+};
+
+struct DirEntry {
+  std::string name;
+  bool is_directory = false;
+};
+
+/// Thread-safe.
+class FileSystem {
+ public:
+  virtual ~FileSystem() = default;
+  virtual Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode) = 0;
+  virtual Result<void> rename(const std::string& from, const std::string& to) = 0;
+  virtual Result<void> unlink(const std::string& path) = 0;
+  virtual Result<void> remove_directory(const std::string& path) = 0;
+  virtual Result<bool> exists(const std::string& path) = 0;
+  /// mkdir -p
+  virtual Result<void> make_directories(const std::string& path) = 0;
+  /// Entries without "." and "..", in no order.
+  virtual Result<std::vector<DirEntry>> list(const std::string& path) = 0;
+  /// fsync of the directory: makes creations, renames and removals in it durable.
+  virtual Result<void> sync_directory(const std::string& path) = 0;
+};
+
+/// The machine's file system. Lives for the whole process.
+FileSystem& real_file_system();
+
+/// The whole file; Errc::too_large over `limit_bytes`.
+Result<Bytes> read_file(FileSystem& fs, const std::string& path, std::uint64_t limit_bytes);
+/// Replaces `path` so that after a crash it has the old or the new content: temporary file, fdatasync, rename, directory
+/// sync.
+Result<void> write_file_atomically(FileSystem& fs, const std::string& path, ByteView data);
+/// Part of `path` before its last '/', or "." / "/".
+std::string parent_directory(const std::string& path);
+
+}  // namespace sluice

@@ -1,0 +1,38 @@
+// Capture on the primary: turns committed SQLite transactions into change sets (DESIGN §3; invariants I1-I3).
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/thread_pool.h"
+#include "fuse/observer.h"
+#include "storage/mount_access.h"
+#include "storage/store.h"
+
+namespace sluice::fuse {
+
+struct CaptureOptions {
+  Epoch epoch{1};
+  int poll_us = 1000;               ///< tail interval while a database is busy
+  int idle_after_ms = 200;          ///< unchanged for so long: wait for inotify instead
+  std::uint64_t stream_bytes = 8u << 20;   ///< transactions over this are read twice from the WAL instead of kept in memory
+  std::uint64_t base_bytes = 256u << 20;   ///< a new database over this gets a base record instead of a full change set
+};
+
+/// The mount's observer on a primary. Thread-safe.
+class Capture : public Observer {
+ public:
+  /// `pool` is used for captures and parked operations.
+  static std::unique_ptr<Capture> create(storage::Store& store, ThreadPool& pool, CaptureOptions options);
+
+  /// Before the mount serves: recovers every database of the backing tree (captures what was committed while no daemon
+  /// ran), finds new ones. Errc::in_use: processes of an earlier mount still hold files.
+  virtual Result<void> recover() = 0;
+  /// After the mount serves: starts the tail. `access` outlives stop().
+  virtual Result<void> start(storage::MountAccess& access) = 0;
+  /// Captures what is committed in `database` now and makes it durable. Blocks; not on a FUSE worker.
+  virtual Result<void> capture_now(const std::string& database) = 0;
+  virtual void stop() = 0;
+};
+
+}  // namespace sluice::fuse

@@ -1,0 +1,56 @@
+// Primary side of replication: serves streams to replicas. One TCP connection a replica; databases flow independently
+// on it (chunked, with a window each). Protocol: docs/FORMATS.md, proto/stream.proto.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/thread_pool.h"
+#include "storage/store.h"
+
+namespace sluice::replication {
+
+struct PublisherOptions {
+  std::string hostname;
+  Epoch epoch{1};
+  std::uint32_t chunk_bytes = 256 * 1024;      ///< largest piece of one database before others get their turn
+  std::uint64_t window_bytes = 8u << 20;       ///< unacknowledged bytes a database may have in flight
+  int heartbeat_ms = 1000;
+  int peer_timeout_ms = 5000;                  ///< nothing heard: the connection is closed
+};
+
+struct ReplicaDatabaseStatus {
+  std::string name;
+  Txid durable;
+  Txid applied;
+};
+
+struct ReplicaStatus {
+  NodeId node_id;
+  std::string hostname;
+  std::string address;
+  std::int64_t connected_ms = 0;      ///< since, wall clock
+  std::vector<ReplicaDatabaseStatus> databases;
+  std::uint64_t bytes_sent = 0;
+};
+
+/// Set as the store's observer. Own thread for sockets; file work on `pool`. Thread-safe.
+class Publisher : public storage::DatabaseObserver {
+ public:
+  static std::unique_ptr<Publisher> create(storage::Store& store, Clock& clock, ThreadPool& pool,
+                                           PublisherOptions options);
+  /// Takes over a connection whose HTTP upgrade was answered with 101. `early`: bytes already read behind the request.
+  virtual void accept(UniqueFd socket, Bytes early, std::string peer) = 0;
+  virtual std::vector<ReplicaStatus> replicas() const = 0;
+  /// A database appeared (or its position was rebased): tell the replicas.
+  virtual void database_added(const std::string& name) = 0;
+  /// Closes all connections. Idempotent.
+  virtual void stop() = 0;
+};
+
+}  // namespace sluice::replication

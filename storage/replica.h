@@ -1,0 +1,84 @@
+// The replica's side of the databases: receives change sets and snapshots, logs them, applies them to SQLite's files while
+// readers go on. Invariants I4 and I5 (DESIGN §5). Transport-free: replication/ drives it, tests drive it directly.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "storage/mount_access.h"
+#include "storage/snapshot.h"
+#include "storage/store.h"
+
+namespace sluice::storage {
+
+struct ReplicaOptions {
+  std::uint32_t checkpoint_frames = 1000;    ///< backfill when the WAL has this many frames that are not
+  std::uint32_t max_wal_frames = 100'000;    ///< over this, warn with the pid of the reader that pins the WAL
+  int idle_checkpoint_ms = 1000;             ///< backfill this long after the last change
+  int exclusive_wait_ms = 5000;              ///< replace (page size change, snapshot with other page size): wait for readers
+  bool hold_write_locks = false;             ///< replica-writes: wait — clients may open read-write and get BUSY
+};
+
+/// What a change set says of itself before its bytes arrive.
+struct IncomingChangeSet {
+  Epoch epoch;
+  Pos pre;
+  Pos post;
+  std::uint32_t page_size = 0;
+  std::uint32_t commit = 0;
+  std::int64_t timestamp_ms = 0;
+  std::uint64_t length = 0;
+};
+
+/// One database on a replica. Calls are serialised by the caller (one SerialQueue a database); they block on the disk.
+class ReplicaDatabase {
+ public:
+  virtual ~ReplicaDatabase() = default;
+  virtual const std::string& name() const = 0;
+  /// Position of the log (received), and of what readers see.
+  virtual Pos logged() const = 0;
+  virtual Pos applied() const = 0;
+  virtual Epoch epoch() const = 0;
+
+  /// I4. Errc::position when `pre` is not logged(); Errc::stale_epoch when the epoch is older than the newest seen.
+  virtual Result<void> begin_change_set(const IncomingChangeSet& head) = 0;
+  virtual Result<void> change_set_bytes(ByteView bytes) = 0;
+  /// Verifies the whole image (structure, file checksum, post-apply checksum against the page checksums), appends it to
+  /// the log, applies it. Errc::corrupt / Errc::position: nothing was changed, resynchronise. Any other error after the
+  /// point of no return marks the database failed: it must be resynchronised by snapshot.
+  virtual Result<void> finish_change_set() = 0;
+  virtual void abort_change_set() = 0;
+
+  /// A snapshot: pages in any order, the last version counts. Collected beside the live database and installed at the end
+  /// after its checksum over all pages equals end.pos.checksum; with the same page size only differing pages are applied, as
+  /// one change set, so readers see no break.
+  virtual Result<void> begin_snapshot(std::uint32_t page_size, std::uint32_t pages) = 0;
+  virtual Result<void> snapshot_page(Pgno pgno, ByteView content) = 0;
+  virtual Result<void> finish_snapshot(const SnapshotEnd& end) = 0;
+  virtual void abort_snapshot() = 0;
+
+  /// I5: makes what was received durable; returns the TXID that may be acknowledged as durable.
+  virtual Result<Txid> sync() = 0;
+};
+
+/// All databases of a replica. Thread-safe.
+class Replica {
+ public:
+  /// `pool` runs checkpoints. Recovers every database of the store: WAL and wal-index are disposable on a replica, the log
+  /// above the backfilled TXID is replayed into the database file.
+  static Result<std::unique_ptr<Replica>> open(Store& store, MountAccess& access, ThreadPool& pool,
+                                               ReplicaOptions options);
+  virtual ~Replica() = default;
+  virtual Result<std::shared_ptr<ReplicaDatabase>> database(const std::string& name) = 0;
+  virtual std::vector<std::shared_ptr<ReplicaDatabase>> list() const = 0;
+  /// The primary does not have this database: its files go to DATA/lost+found, never just away.
+  virtual Result<void> discard(const std::string& name) = 0;
+  /// Backfills what can be, releases locks, stops timers.
+  virtual void stop() = 0;
+};
+
+}  // namespace sluice::storage
