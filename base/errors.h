@@ -63,13 +63,14 @@ Error with_context(std::string_view context, Error error);
 // TRY_ASSIGN(auto x, expr): the same, and keep the value.
 #define SLUICE_CONCAT_INNER(a, b) a##b
 #define SLUICE_CONCAT(a, b) SLUICE_CONCAT_INNER(a, b)
-#define TRY(expr)                                                     \
-  do {                                                                \
-    auto&& try_result_ = (expr);                                      \
-    if (try_result_.has_error()) return std::move(try_result_).error(); \
+#define TRY_INNER(tmp, expr)                              \
+  do {                                                    \
+    auto&& tmp = (expr);                                  \
+    if (tmp.has_error()) return std::move(tmp).error();   \
   } while (false)
+#define TRY(expr) TRY_INNER(SLUICE_CONCAT(try_result_, __COUNTER__), expr)
 #define TRY_ASSIGN_INNER(tmp, decl, expr)             \
   auto&& tmp = (expr);                                \
   if (tmp.has_error()) return std::move(tmp).error(); \
   decl = std::move(*tmp)
-#define TRY_ASSIGN(decl, expr) TRY_ASSIGN_INNER(SLUICE_CONCAT(try_assign_, __LINE__), decl, expr)
+#define TRY_ASSIGN(decl, expr) TRY_ASSIGN_INNER(SLUICE_CONCAT(try_assign_, __COUNTER__), decl, expr)

@@ -104,8 +104,12 @@ class Database {
 
   /// Makes the log durable and tells the observer. Blocks on the disk; without the commit lock.
   Result<void> sync() EXCLUDES(commit_mutex_, state_mutex_);
-  /// Syncs the page checksums if checkpoint_bytes of log came since the last time (or `force`), then applies retention.
-  Result<void> maintain(const RetentionPolicy& policy, bool force) EXCLUDES(commit_mutex_, state_mutex_);
+  /// Whether maintain() may move the checkpoint of the page checksums: never on a replica (apply does, after a backfill).
+  enum class Checkpoint { none, if_due, now };
+  /// Syncs log and page checksums (if_due: when checkpoint_bytes of log came since the last time), then applies
+  /// retention to what the checkpoint no longer needs. Blocks on the disk.
+  Result<void> maintain(const RetentionPolicy& policy, Checkpoint checkpoint)
+      EXCLUDES(commit_mutex_, state_mutex_);
 
   /// Checksum of the page at the current position, computed and kept if it was not known.
   Result<Checksum> page_checksum(Pgno pgno, ByteSpan scratch) REQUIRES(commit_mutex_);
@@ -125,10 +129,11 @@ class Database {
     sqlite::WalPosition wal;
   };
   Database(FileSystem& fs, std::string name, Clock& clock, const Options& options);
+  friend class ChangeSetWriter;
   State state() const EXCLUDES(state_mutex_);
   Result<void> replay_log() REQUIRES(commit_mutex_);
   Result<void> apply_sums(const RecordInfo& info, std::span<const PageSum> sums) REQUIRES(commit_mutex_);
-  Result<Checksum> old_checksum(Pgno pgno, const CommitInput& input) REQUIRES(commit_mutex_);
+  void publish(const RecordInfo& info) EXCLUDES(state_mutex_);
 
   FileSystem& fs_;
   const std::string name_;
