@@ -13,8 +13,8 @@ namespace sluice::ltx {
 /// Where an encoder puts its bytes, in order. Called with pieces of any size up to about 1 MiB.
 using Sink = std::function<Result<void>(ByteView)>;
 
-/// Use: begin, add_page in ascending order, finish. After an error the object is only good for destruction. Not
-/// thread-safe; reusable after finish() or abandon(): begin() resets it and keeps its buffers.
+/// Use: begin, add_page in ascending order, finish. After an error only begin() and destruction make sense. Not
+/// thread-safe; reusable: begin() starts over whatever happened before, and keeps the buffers.
 class Encoder {
  public:
   Encoder();
