@@ -1,6 +1,7 @@
 // Capture on the primary: turns committed SQLite transactions into change sets (DESIGN §3; invariants I1-I3).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -17,7 +18,12 @@ struct CaptureOptions {
   int idle_after_ms = 200;          ///< unchanged for so long: wait for inotify instead
   std::uint64_t stream_bytes = 8u << 20;   ///< transactions over this are read twice from the WAL instead of kept in memory
   std::uint64_t base_bytes = 256u << 20;   ///< a new database over this gets a base record instead of a full change set
+  /// Opens the database at this path below the mount as an ordinary SQLite client in another process, which rolls a hot
+  /// journal back. Empty: that waits for the first application that opens the database.
+  std::function<Result<void>(const std::string& database)> recover_client;
 };
+
+struct CaptureCounters;
 
 /// The mount's observer on a primary. Thread-safe.
 class Capture : public Observer {
@@ -32,6 +38,11 @@ class Capture : public Observer {
   virtual Result<void> start(storage::MountAccess& access) = 0;
   /// Captures what is committed in `database` now and makes it durable. Blocks; not on a FUSE worker.
   virtual Result<void> capture_now(const std::string& database) = 0;
+  /// Before unmounting: lets go of the files that capture has open through the mount (they keep it busy), and from now on
+  /// holds none longer than it needs.
+  virtual void release_mount() = 0;
+  virtual const CaptureCounters& counters() const = 0;
+  /// After the mount stopped serving. Captures the rest, notes that this was a clean stop.
   virtual void stop() = 0;
 };
 

@@ -1,0 +1,305 @@
+#include "fuse/capture/capture.h"
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "base/log.h"
+#include "fuse/capture/captured_database.h"
+#include "fuse/capture/recovery.h"
+#include "fuse/capture/tailer.h"
+
+namespace sluice::fuse {
+namespace {
+
+constexpr auto kUnjournaledDelay = std::chrono::milliseconds(30);
+
+class CaptureImpl final : public Capture {
+ public:
+  CaptureImpl(storage::Store& store, ThreadPool& pool, CaptureOptions options)
+      : options_(std::move(options)),
+        context_{store, pool, options_, counters_},
+        tailer_(options_, [this](const auto& database) { schedule(database); },
+                [this](const auto& database) { schedule_unjournaled(database); }) {}
+  ~CaptureImpl() override { stop(); }
+
+  Result<void> recover() override;
+  Result<void> start(storage::MountAccess& access) override;
+  Result<void> capture_now(const std::string& name) override;
+  void release_mount() override {
+    context_.stopping.store(true);
+    for (const DatabasePtr& database : list()) database->release_mount_files();
+  }
+  const CaptureCounters& counters() const override { return counters_; }
+  void stop() override;
+
+  bool can_run_inline(const Op& op) override;
+  int run(const Op& op, FunctionRef<int()> perform) override;
+  void opened(const Op& op) override;
+  void released(const Op& op) override;
+  bool writable() const override { return true; }
+
+ private:
+  using DatabasePtr = std::shared_ptr<CapturedDatabase>;
+
+  DatabasePtr find(std::string_view name) EXCLUDES(mutex_);
+  Result<DatabasePtr> open_database(std::string_view name) EXCLUDES(mutex_);
+  DatabasePtr database_of(const Op& op);
+  std::vector<DatabasePtr> list() EXCLUDES(mutex_);
+  std::vector<DatabasePtr> below(std::string_view directory) EXCLUDES(mutex_);
+  int rename(const Op& op, FunctionRef<int()> perform);
+  void appeared(const std::string& path);
+  int remove_super_journal(const Op& op, FunctionRef<int()> perform);
+  void count_writer(const Op& op, int change) EXCLUDES(mutex_);
+  bool being_written(const std::string& name) EXCLUDES(mutex_);
+  void schedule(const DatabasePtr& database);
+  void schedule_unjournaled(const DatabasePtr& database);
+  void wake(const DatabasePtr& database) {
+    tailer_.wake(database, context_.store.backing_path(database->name()) + "-wal");
+  }
+
+  const CaptureOptions options_;
+  CaptureCounters counters_;
+  CaptureContext context_;
+  Tailer tailer_;
+  Mutex mutex_;
+  std::map<std::string, DatabasePtr, std::less<>> databases_ GUARDED_BY(mutex_);
+  std::map<std::string, int, std::less<>> writers_ GUARDED_BY(mutex_);  ///< write-only handles by path
+  bool stopped_ GUARDED_BY(mutex_) = false;
+};
+
+CaptureImpl::DatabasePtr CaptureImpl::find(std::string_view name) {
+  MutexLock lock(mutex_);
+  const auto it = databases_.find(name);
+  return it == databases_.end() ? nullptr : it->second;
+}
+
+std::vector<CaptureImpl::DatabasePtr> CaptureImpl::list() { return below({}); }
+
+std::vector<CaptureImpl::DatabasePtr> CaptureImpl::below(std::string_view directory) {
+  MutexLock lock(mutex_);
+  std::vector<DatabasePtr> found;
+  for (const auto& [name, database] : databases_) {
+    const bool inside = directory.empty() || (name.size() > directory.size() && name.starts_with(directory) &&
+                                              name[directory.size()] == '/');
+    if (inside) found.push_back(database);
+  }
+  return found;
+}
+
+Result<CaptureImpl::DatabasePtr> CaptureImpl::open_database(std::string_view name) {
+  if (DatabasePtr known = find(name)) return known;
+  TRY_ASSIGN(auto database, context_.store.open_database(std::string(name)));
+  auto captured = std::make_shared<CapturedDatabase>(context_, std::move(database));
+  MutexLock lock(mutex_);
+  return databases_.try_emplace(std::string(name), std::move(captured)).first->second;
+}
+
+CaptureImpl::DatabasePtr CaptureImpl::database_of(const Op& op) {
+  switch (op.file) {
+    case FileKind::database:
+    case FileKind::journal:
+    case FileKind::wal:
+    case FileKind::shm: break;
+    default: return nullptr;
+  }
+  if (op.database.empty()) return nullptr;
+  if (DatabasePtr known = find(op.database)) return known;
+  auto opened = open_database(op.database);
+  if (opened.has_value()) return *opened;
+  LOG_ERROR("{}: cannot be replicated: {}", op.database, opened.error().message);
+  return nullptr;
+}
+
+Result<void> CaptureImpl::recover() {
+  TRY(refuse_orphans(context_.store));
+  const CleanStop clean = take_clean_stop(context_.store);
+  TRY_ASSIGN(std::vector<std::string> names, find_database_files(context_.store));
+  for (const auto& database : context_.store.list()) names.push_back(database->name());
+  std::sort(names.begin(), names.end());
+  names.erase(std::unique(names.begin(), names.end()), names.end());
+  for (const std::string& name : names) {
+    TRY_ASSIGN(const DatabasePtr database, open_database(name));
+    const Result<void> recovered = database->recover(clean.trusts(context_.store, name));
+    if (recovered.has_error()) return with_context("recovering " + name, recovered.error());
+  }
+  return {};
+}
+
+Result<void> CaptureImpl::start(storage::MountAccess& access) {
+  context_.access.store(&access);
+  TRY(tailer_.start());
+  for (const DatabasePtr& database : list()) {
+    if (!database->has_hot_journal()) {
+      wake(database);
+      continue;
+    }
+    if (!options_.recover_client) continue;
+    context_.pool.post([this, database] {
+      const Result<void> rolled_back = options_.recover_client(database->name());
+      if (rolled_back.has_error()) LOG_WARN("{}: hot journal: {}", database->name(), rolled_back.error().message);
+      wake(database);
+    });
+  }
+  return {};
+}
+
+void CaptureImpl::stop() {
+  {
+    MutexLock lock(mutex_);
+    if (stopped_) return;
+    stopped_ = true;
+  }
+  tailer_.stop();
+  const bool mounted = context_.access.exchange(nullptr) != nullptr;
+  bool clean = mounted;
+  for (const DatabasePtr& database : list()) {
+    Result<void> captured = database->open_files();
+    if (captured.has_value()) captured = database->capture_at_stop();
+    if (captured.has_error()) {
+      clean = false;
+      LOG_WARN("{}: stopping: {}", database->name(), captured.error().message);
+    }
+  }
+  if (clean) {
+    const Result<void> noted = note_clean_stop(context_.store);
+    if (noted.has_error()) LOG_WARN("{}", noted.error().message);
+  }
+  MutexLock lock(mutex_);
+  databases_.clear();
+}
+
+Result<void> CaptureImpl::capture_now(const std::string& name) {
+  const DatabasePtr database = find(name);
+  if (database == nullptr) return make_error(Errc::not_found, "no database " + name);
+  return database->capture_and_sync();
+}
+
+bool CaptureImpl::can_run_inline(const Op& op) {
+  if (op.kind == OpKind::rename || op.file == FileKind::super_journal) return false;
+  if (op.kind == OpKind::open || op.kind == OpKind::create) return true;
+  const DatabasePtr database = database_of(op);
+  return database == nullptr || database->can_run_inline(op);
+}
+
+int CaptureImpl::run(const Op& op, FunctionRef<int()> perform) {
+  if (op.kind == OpKind::rename) return rename(op, perform);
+  if (op.kind == OpKind::open || op.kind == OpKind::create) return 0;
+  if (op.file == FileKind::super_journal) return remove_super_journal(op, perform);
+  const DatabasePtr database = database_of(op);
+  if (database == nullptr) return op.database.empty() ? perform() : EIO;
+  const int rc = database->run(op, perform);
+  if (op.file == FileKind::database && rc == 0 && database->unjournaled_pending()) {
+    tailer_.schedule_unjournaled(database, kUnjournaledDelay);
+  }
+  return rc;
+}
+
+// A multi-database transaction commits when its super-journal goes: all its databases are captured before.
+int CaptureImpl::remove_super_journal(const Op& op, FunctionRef<int()> perform) {
+  if (op.kind != OpKind::unlink) return perform();
+  const std::string path(op.path);
+  for (const DatabasePtr& database : list()) {
+    if (!database->journal_names(path)) continue;
+    const int rc = database->capture_for_super_journal();
+    if (rc != 0) return rc;
+  }
+  return perform();
+}
+
+int CaptureImpl::rename(const Op& op, FunctionRef<int()> perform) {
+  const std::string from(op.path);
+  const std::string to(op.new_path);
+  const std::vector<DatabasePtr> moved = op.file == FileKind::directory ? below(from) : std::vector<DatabasePtr>{};
+  for (const DatabasePtr& database : moved) (void)database->capture_and_sync();
+  const DatabasePtr source = op.file == FileKind::directory ? nullptr : database_of(op);
+  if (source != nullptr) (void)source->capture_and_sync();
+  const int rc = perform();
+  if (rc != 0) return rc;
+  for (const DatabasePtr& database : moved) {
+    const std::string name = database->name();
+    database->content_removed();
+    tailer_.forget(name);
+    appeared(to + name.substr(from.size()));
+  }
+  if (op.file == FileKind::database) {
+    source->content_removed();
+    tailer_.forget(source->name());
+    appeared(to);
+  } else if (source != nullptr) {
+    source->content_replaced();  // it lost its -wal or -journal
+  }
+  if (op.file == FileKind::plain && op.replaces && op.replaced_kind == FileKind::database) appeared(to);
+  return 0;
+}
+
+// The path has a database that came there by rename.
+void CaptureImpl::appeared(const std::string& path) {
+  const auto database = open_database(path);
+  if (database.has_error()) {
+    LOG_ERROR("{}: cannot be replicated: {}", path, database.error().message);
+    return;
+  }
+  (*database)->content_replaced();
+  wake(*database);
+}
+
+void CaptureImpl::count_writer(const Op& op, int change) {
+  if (!op.write_only) return;
+  MutexLock lock(mutex_);
+  const auto it = writers_.try_emplace(std::string(op.path), 0).first;
+  it->second += change;
+  if (it->second <= 0) writers_.erase(it);
+}
+
+bool CaptureImpl::being_written(const std::string& name) {
+  MutexLock lock(mutex_);
+  return writers_.contains(name);
+}
+
+void CaptureImpl::opened(const Op& op) {
+  if (op.file == FileKind::plain || op.file == FileKind::database) count_writer(op, 1);
+  const DatabasePtr database = database_of(op);
+  if (database == nullptr) return;
+  database->opened(op);
+  if (!op.own && (op.file == FileKind::wal || op.file == FileKind::shm)) wake(database);
+}
+
+void CaptureImpl::released(const Op& op) {
+  if (op.file == FileKind::plain || op.file == FileKind::database) count_writer(op, -1);
+  const DatabasePtr database = database_of(op);
+  if (database == nullptr) return;
+  database->released(op);
+  if (op.file == FileKind::database) {
+    if (op.write_only && database->unjournaled_pending()) tailer_.schedule_unjournaled(database, Duration::zero());
+  } else if (!op.own) {
+    wake(database);
+  }
+}
+
+void CaptureImpl::schedule(const DatabasePtr& database) {
+  if (database->scheduled.exchange(true)) return;
+  const bool posted = context_.pool.post([database] {
+    database->scheduled.store(false);
+    const Result<void> captured = database->capture_and_sync();
+    if (captured.has_error() && captured.error().code != Errc::busy) {
+      LOG_WARN("{}: {}", database->name(), captured.error().message);
+    }
+  });
+  if (!posted) database->scheduled.store(false);
+}
+
+void CaptureImpl::schedule_unjournaled(const DatabasePtr& database) {
+  if (being_written(database->name())) return;  // its release schedules again
+  context_.pool.post([this, database] {
+    if (!database->capture_unjournaled()) tailer_.schedule_unjournaled(database, kUnjournaledDelay);
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Capture> Capture::create(storage::Store& store, ThreadPool& pool, CaptureOptions options) {
+  return std::make_unique<CaptureImpl>(store, pool, std::move(options));
+}
+
+}  // namespace sluice::fuse

@@ -1,0 +1,118 @@
+// One database of a primary: what each file operation means for it, in order (DESIGN §3).
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "fuse/capture/dirty_pages.h"
+#include "fuse/capture/wal_capture.h"
+#include "storage/store.h"
+
+namespace sluice::fuse {
+
+/// What all captured databases share; outlives them.
+struct CaptureContext {
+  storage::Store& store;
+  ThreadPool& pool;
+  const CaptureOptions& options;
+  CaptureCounters& counters;
+  std::atomic<storage::MountAccess*> access{nullptr};
+  /// Unmounting: files opened through the mount are closed again after each use, they would keep it busy.
+  std::atomic<bool> stopping{false};
+};
+
+/// Thread-safe: everything below takes the database's commit lock itself unless it says otherwise.
+class CapturedDatabase : public storage::PageSource, public std::enable_shared_from_this<CapturedDatabase> {
+ public:
+  CapturedDatabase(CaptureContext& context, std::shared_ptr<storage::Database> database);
+  ~CapturedDatabase() override;
+
+  storage::Database& database() { return *database_; }
+  const std::string& name() const { return database_->name(); }
+
+  /// Files as they are in the backing tree; at start-up and after a rename.
+  Result<void> open_files();
+  /// Start-up, nobody connected: what was committed while nobody captured. `trust_position`: the files are those that the
+  /// last run left.
+  Result<void> recover(bool trust_position);
+  bool has_hot_journal() const { return hot_journal_; }
+
+  /// See Observer::can_run_inline.
+  bool can_run_inline(const Op& op);
+  int run(const Op& op, FunctionRef<int()> perform);
+  void release_mount_files();
+  void opened(const Op& op);
+  void released(const Op& op);
+
+  /// The name has another file now (renamed over, or renamed to here).
+  void content_replaced();
+  /// The name has no file any more.
+  void content_removed();
+
+  /// For the poller's thread: would a capture find anything?
+  bool poll();
+  /// Captures what is committed and makes it durable. Pool threads only (may open files through the mount).
+  Result<void> capture_and_sync();
+  /// The mount is gone and nobody is connected: captures the rest and syncs the page checksums.
+  Result<void> capture_at_stop();
+  /// Writes without a journal: captures them if nobody is in the middle of writing. False: try again later.
+  bool capture_unjournaled();
+  bool unjournaled_pending();
+  bool journal_names(const std::string& super_journal);
+  /// Captures the rollback transaction that is about to be committed by a super-journal.
+  int capture_for_super_journal();
+
+  /// Commit lock held (PageSource).
+  Result<void> read_page(Pgno pgno, ByteSpan out) override;
+
+  /// One capture task at a time (set by the scheduler).
+  std::atomic<bool> scheduled{false};
+
+ private:
+  int run_database(const Op& op, FunctionRef<int()> perform);
+  int run_journal(const Op& op, FunctionRef<int()> perform);
+  int run_wal(const Op& op, FunctionRef<int()> perform);
+  int run_shm(const Op& op, FunctionRef<int()> perform);
+  int write_database(const Op& op, FunctionRef<int()> perform);
+  int commit_event(FunctionRef<int()> perform);
+  int sync_wal(FunctionRef<int()> perform);
+  int remove_wal(const Op& op, FunctionRef<int()> perform);
+  int remove_database(FunctionRef<int()> perform);
+
+  void ensure_shm_view();
+  Result<void> gate(Reason reason);
+  Result<void> capture_rollback();
+  Result<void> remember_old(std::uint64_t first_byte, std::uint64_t end_byte);
+  Result<void> make_durable_locked();
+  Result<void> make_durable();
+  bool wal_durable() const;
+  Result<void> record_deletion();
+  void mark_unjournaled();
+  void clear_unjournaled();
+  Result<void> fail(Error error);
+  int to_errno(const Error& error) const;
+  std::string marker_path() const;
+  Result<std::shared_ptr<File>> open_backing(const std::string& suffix);
+
+  CaptureContext& context_;
+  const std::shared_ptr<storage::Database> database_;
+  // All below: commit lock.
+  WalCapture wal_;
+  std::shared_ptr<File> file_;
+  std::shared_ptr<File> journal_;
+  DirtyPages dirty_;
+  bool journal_active_ = false;
+  bool hot_journal_ = false;
+  bool unjournaled_ = false;
+  bool needs_reconcile_ = false;
+  bool failed_ = false;
+  std::string failure_;
+  std::uint64_t shm_generation_ = 0;
+  sqlite::Salts durable_salts_;
+  std::uint64_t durable_wal_bytes_ = 0;
+  std::uint64_t captures_ = 0;
+  Bytes scratch_;
+};
+
+}  // namespace sluice::fuse

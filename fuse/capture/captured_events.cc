@@ -1,0 +1,273 @@
+// CapturedDatabase: files coming and going, the tail, writes without a journal, start-up.
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/log.h"
+#include "fuse/capture/captured_database.h"
+#include "storage/mount_access.h"
+#include "storage/sqlite/journal.h"
+
+namespace sluice::fuse {
+
+void CapturedDatabase::opened(const Op& op) {
+  MutexLock lock(database_->commit_mutex());
+  if (op.file == FileKind::database && file_ == nullptr) {
+    auto file = open_backing("");
+    if (file.has_value()) file_ = *file;
+    wal_.set_database_file(file_);
+  } else if (op.file == FileKind::wal && !wal_.has_wal()) {
+    auto wal = open_backing("-wal");
+    if (wal.has_value()) wal_.set_wal(*wal);
+  } else if (op.file == FileKind::shm && !op.own) {
+    if (!wal_.has_wal()) {
+      auto wal = open_backing("-wal");
+      if (wal.has_value()) wal_.set_wal(*wal);
+    }
+    if (!wal_.shm_present()) {
+      ++shm_generation_;
+      wal_.set_shm_present(true);
+    }
+  }
+}
+
+void CapturedDatabase::released(const Op& op) {
+  if (op.file != FileKind::wal) return;
+  // A process that died may leave frames behind that were synced but never published and will be overwritten: what was noted
+  // as durable beyond the captured position is then worth nothing.
+  MutexLock lock(database_->commit_mutex());
+  durable_wal_bytes_ = std::min(durable_wal_bytes_, wal_.captured_bytes());
+}
+
+int CapturedDatabase::remove_database(FunctionRef<int()> perform) {
+  const int rc = perform();
+  if (rc == 0) content_removed();
+  return rc;
+}
+
+Result<void> CapturedDatabase::record_deletion() NO_THREAD_SAFETY_ANALYSIS {
+  if (database_->page_count() == 0) return {};
+  const auto none = [](Pgno) -> Result<ByteView> { return make_error(Errc::internal, "a deletion has no pages"); };
+  const storage::CommitInput input{database_->page_size(), 0, {}, none, none, {}};
+  TRY(database_->commit(input, context_.options.epoch, context_.store.node_id()));
+  return make_durable_locked();
+}
+
+void CapturedDatabase::content_removed() {
+  {
+    MutexLock lock(database_->commit_mutex());
+    wal_.set_wal(nullptr);
+    wal_.set_shm_present(false);
+    ++shm_generation_;
+    wal_.forget();
+    file_ = nullptr;
+    wal_.set_database_file(nullptr);
+    dirty_.clear();
+    journal_active_ = false;
+    hot_journal_ = false;
+    clear_unjournaled();
+    const Result<void> recorded = record_deletion();
+    if (recorded.has_error()) {
+      needs_reconcile_ = true;
+      LOG_ERROR("{}: deleted, but that could not be recorded yet: {}", name(), recorded.error().message);
+      return;
+    }
+  }
+  (void)make_durable();
+}
+
+void CapturedDatabase::content_replaced() {
+  const Result<void> opened = open_files();
+  {
+    MutexLock lock(database_->commit_mutex());
+    wal_.forget();
+    dirty_.clear();
+    journal_active_ = false;
+    needs_reconcile_ = true;
+    if (opened.has_error()) LOG_WARN("{}: {}", name(), opened.error().message);
+  }
+  const Result<void> captured = capture_and_sync();
+  if (captured.has_error()) LOG_WARN("{}: {}", name(), captured.error().message);
+}
+
+bool CapturedDatabase::poll() {
+  if (!database_->commit_mutex().try_lock()) return true;
+  const auto pending = wal_.pending();
+  const bool behind = database_->log().durable() < database_->pos().txid;
+  const bool found = needs_reconcile_ || behind || pending.has_error() || *pending;
+  const bool failed = failed_;
+  database_->commit_mutex().unlock();
+  return found && !failed;
+}
+
+Result<void> CapturedDatabase::capture_and_sync() {
+  ensure_shm_view();
+  bool behind = false;
+  bool maintain = false;
+  {
+    MutexLock lock(database_->commit_mutex());
+    if (failed_) return make_error(Errc::io, failure_);
+    if (needs_reconcile_) {
+      if (file_ == nullptr) {
+        TRY(record_deletion());
+      } else if (!journal_active_) {
+        TRY(wal_.reconcile("its file was replaced"));
+      }
+      needs_reconcile_ = false;
+    }
+    TRY(wal_.capture(Reason::tail));
+    if (context_.stopping.load(std::memory_order_relaxed)) wal_.set_shm(nullptr);
+    behind = database_->log().durable() < database_->pos().txid;
+    maintain = behind && ++captures_ % 256 == 0;
+  }
+  if (behind) TRY(make_durable());
+  if (maintain) TRY(database_->maintain(context_.store.options().retention, storage::Database::Checkpoint::if_due));
+  return {};
+}
+
+Result<void> CapturedDatabase::capture_at_stop() {
+  {
+    MutexLock lock(database_->commit_mutex());
+    if (failed_) return make_error(Errc::io, failure_);
+    // An orphan that outlived the mount may still hold the -shm: the start-up check deals with it.
+    wal_.set_shm_present(false);
+    if (!journal_active_) TRY(wal_.capture(Reason::gate));
+    if (unjournaled_ && !journal_active_) {
+      TRY(capture_rollback());
+      dirty_.clear();
+      clear_unjournaled();
+    }
+  }
+  TRY(make_durable());
+  return database_->maintain(context_.store.options().retention, storage::Database::Checkpoint::now);
+}
+
+Result<void> CapturedDatabase::read_page(Pgno pgno, ByteSpan out) NO_THREAD_SAFETY_ANALYSIS {
+  if (dirty_.any() && dirty_.contains(pgno)) {
+    return make_error(Errc::busy, fmt::format("{}: page {} belongs to an open transaction", name(), pgno.value()));
+  }
+  return wal_.read_page(pgno, out);
+}
+
+std::string CapturedDatabase::marker_path() const {
+  return context_.store.tmp_dir() + "/unjournaled-" + storage::escape_name(name());
+}
+
+// Writes that no journal announces leave no trace on disk that they are not captured yet: the marker is that trace.
+void CapturedDatabase::mark_unjournaled() {
+  if (unjournaled_) return;
+  unjournaled_ = true;
+  auto marker = context_.store.fs().open(marker_path(), {.write = true, .create = true});
+  if (marker.has_error()) LOG_WARN("{}: {}", name(), marker.error().message);
+}
+
+void CapturedDatabase::clear_unjournaled() {
+  if (!unjournaled_) return;
+  unjournaled_ = false;
+  (void)context_.store.fs().unlink(marker_path());
+}
+
+bool CapturedDatabase::unjournaled_pending() {
+  MutexLock lock(database_->commit_mutex());
+  return unjournaled_ && !failed_;
+}
+
+// A SHARED lock keeps SQLite's writers out while the pages are read (journal_mode MEMORY and OFF have no commit event).
+bool CapturedDatabase::capture_unjournaled() {
+  storage::MountAccess* access = context_.access.load();
+  if (access == nullptr) return false;
+  auto fd = access->open(name(), O_RDONLY);
+  if (fd.has_error()) return fd.error().code == Errc::not_found;
+  if (storage::ofd_lock(fd->get(), F_RDLCK, sqlite::kPendingByte, 1).has_error()) return false;
+  if (storage::ofd_lock(fd->get(), F_RDLCK, sqlite::kSharedFirst, sqlite::kSharedSize).has_error()) return false;
+  {
+    MutexLock lock(database_->commit_mutex());
+    if (!unjournaled_ || failed_) return true;
+    if (journal_active_) return false;
+    const Result<void> captured = capture_rollback();
+    if (captured.has_error()) {
+      LOG_WARN("{}: {}", name(), captured.error().message);
+      return false;
+    }
+    context_.counters.unjournaled.fetch_add(1, std::memory_order_relaxed);
+    dirty_.clear();
+    clear_unjournaled();
+  }
+  return !make_durable().has_error();
+}
+
+bool CapturedDatabase::journal_names(const std::string& super_journal) {
+  {
+    MutexLock lock(database_->commit_mutex());
+    if (!journal_active_ || !dirty_.any()) return false;
+  }
+  const auto journal = open_backing("-journal");
+  if (journal.has_error() || *journal == nullptr) return false;
+  const auto named = sqlite::read_super_journal_name(**journal);
+  if (named.has_error() || !named->has_value()) return false;
+  // The journal has the path as the application's mount shows it; the base name is unique enough (it has random digits).
+  const std::string& path = **named;
+  return path.substr(path.rfind('/') + 1) == super_journal.substr(super_journal.rfind('/') + 1);
+}
+
+int CapturedDatabase::capture_for_super_journal() {
+  MutexLock lock(database_->commit_mutex());
+  if (failed_) return EIO;
+  const Result<void> captured = capture_rollback();
+  if (captured.has_error()) return to_errno(captured.error());
+  const Result<void> durable = make_durable_locked();
+  return durable.has_error() ? to_errno(durable.error()) : 0;
+}
+
+Result<void> CapturedDatabase::recover(bool trust_position) {
+  TRY(open_files());
+  TRY_ASSIGN(journal_, open_backing("-journal"));
+  TRY_ASSIGN(const bool marked, context_.store.fs().exists(marker_path()));
+  {
+    MutexLock lock(database_->commit_mutex());
+    if (file_ == nullptr) {
+      TRY(record_deletion());
+      return {};
+    }
+    if (journal_ != nullptr) {
+      // Its pages may be half written, or committed by a super-journal that is gone: compare them at the next event.
+      TRY_ASSIGN(const bool content, sqlite::journal_has_content(*journal_));
+      if (content) {
+        std::uint32_t highest = 0;
+        const auto summary = sqlite::scan_journal(*journal_, [&](Pgno pgno) {
+          dirty_.add(pgno.value(), pgno.value());
+          highest = std::max(highest, pgno.value());
+        });
+        if (summary.has_value()) {
+          journal_active_ = true;
+          hot_journal_ = true;
+          TRY_ASSIGN(const std::uint64_t size, file_->size());
+          const std::uint32_t page_size = database_->page_size() != 0 ? database_->page_size() : summary->first.page_size;
+          const auto pages = static_cast<std::uint32_t>(size / page_size);
+          dirty_.add(1, 1);
+          if (pages > summary->first.original_pages) dirty_.add(summary->first.original_pages + 1, pages);
+        }
+      }
+    }
+    journal_ = nullptr;
+    wal_.resume(database_->wal_position());
+    if (journal_active_) return {};
+    const bool is_new = database_->page_count() == 0;
+    if (marked || !trust_position || is_new) {
+      unjournaled_ = marked;
+      TRY(wal_.reconcile(is_new   ? "it is new here"
+                         : marked ? "it was being written without a journal when the node died"
+                                  : "its files are not those the node left"));
+      clear_unjournaled();
+    } else {
+      // Whatever the last run left of the -shm: nobody is connected now.
+      wal_.set_shm_present(false);
+      TRY(wal_.capture(Reason::gate));
+    }
+  }
+  TRY(open_files());
+  return make_durable();
+}
+
+}  // namespace sluice::fuse

@@ -1,0 +1,71 @@
+// The poller: watches the wal-index of every busy WAL database at a short interval and waits with inotify for the idle
+// ones; asks for a capture when there is something to capture.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/mutex.h"
+#include "fuse/capture/captured_database.h"
+
+namespace sluice::fuse {
+
+/// Thread-safe. One thread.
+class Tailer {
+ public:
+  using Callback = std::function<void(const std::shared_ptr<CapturedDatabase>&)>;
+  /// `capture` and `unjournaled` post work; they must not block.
+  Tailer(const CaptureOptions& options, Callback capture, Callback unjournaled);
+  ~Tailer();
+
+  Result<void> start();
+  void stop();
+  /// Something happened to `database`: poll it for a while. `wal_path`: its backing WAL, for inotify.
+  void wake(const std::shared_ptr<CapturedDatabase>& database, std::string wal_path) EXCLUDES(mutex_);
+  /// Calls `unjournaled` for it after `delay`, unless it is asked for again before.
+  void schedule_unjournaled(const std::shared_ptr<CapturedDatabase>& database, Duration delay) EXCLUDES(mutex_);
+  void forget(const std::string& name) EXCLUDES(mutex_);
+
+ private:
+  struct Entry {
+    std::shared_ptr<CapturedDatabase> database;
+    std::string wal_path;
+    MonotonicTime last_change{};
+    bool busy = false;
+    int watch = -1;
+  };
+
+  void run();
+  void take_requests() EXCLUDES(mutex_);
+  void read_events();
+  void poll_busy(MonotonicTime now);
+  bool go_idle(Entry& entry);
+  void fire_timers(MonotonicTime now) EXCLUDES(mutex_);
+  int timeout_us(MonotonicTime now) EXCLUDES(mutex_);
+
+  const CaptureOptions options_;
+  const Callback capture_;
+  const Callback unjournaled_;
+  UniqueFd wakeup_;   ///< eventfd
+  UniqueFd inotify_;
+  std::thread thread_;
+
+  Mutex mutex_;
+  bool stopping_ GUARDED_BY(mutex_) = false;
+  std::map<std::string, std::pair<std::shared_ptr<CapturedDatabase>, std::string>> requests_ GUARDED_BY(mutex_);
+  std::vector<std::string> forgotten_ GUARDED_BY(mutex_);
+  std::map<std::string, std::pair<MonotonicTime, std::shared_ptr<CapturedDatabase>>> timers_ GUARDED_BY(mutex_);
+
+  // The thread's own.
+  std::map<std::string, Entry> entries_;
+  std::map<int, std::string> by_watch_;
+  std::size_t busy_ = 0;
+};
+
+}  // namespace sluice::fuse
