@@ -1,0 +1,182 @@
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "storage/change_log_impl.h"
+
+namespace sluice::storage {
+
+using log_format::kSegmentHeaderSize;
+
+Result<void> ChangeLog::Impl::load() {
+  TRY(fs.make_directories(dir));
+  TRY_ASSIGN(const auto entries, fs.list(dir));
+  std::vector<Txid> names;
+  for (const DirEntry& entry : entries) {
+    if (const auto first = log_format::parse_segment_name(entry.name)) {
+      names.push_back(*first);
+    } else if (entry.name == "segment.tmp") {
+      TRY(discard(entry.name));
+    }
+  }
+  std::sort(names.begin(), names.end());
+  TRY(load_segments(names));
+  return load_tail();
+}
+
+Result<void> ChangeLog::Impl::load_segments(const std::vector<Txid>& names) {
+  std::vector<std::shared_ptr<Segment>> found;
+  std::uint64_t newest = 0;
+  for (const Txid name : names) {
+    auto segment = std::make_shared<Segment>();
+    segment->path = dir + "/" + log_format::segment_name(name);
+    TRY_ASSIGN(const auto file, fs.open(segment->path, {}));
+    TRY_ASSIGN(segment->header, read_segment_header(*file));
+    TRY_ASSIGN(segment->end, file->size());
+    newest = std::max(newest, segment->header.generation);
+    found.push_back(std::move(segment));
+  }
+  MutexLock lock(mutex);
+  generation = newest;
+  for (auto& segment : found) {
+    // append_base was interrupted between making its segment and removing the others.
+    if (segment->header.generation < newest) {
+      TRY(discard(log_format::segment_name(segment->header.first)));
+      continue;
+    }
+    if (!segments.empty()) TRY(join(*segment, *segments.back()));
+    segments.push_back(std::move(segment));
+  }
+  return {};
+}
+
+/// Sealed segments are not read at open: the header of the next one says how they end.
+Result<void> ChangeLog::Impl::join(const Segment& next, Segment& before) const {
+  const auto& previous = next.header.previous;
+  if (!previous || previous->first != before.header.first || before.end < previous->end) {
+    return make_error(
+        Errc::corrupt,
+        fmt::format("change log {}: segment {} does not follow {}, a file is missing or cut short; move the "
+                    "log directory away to start the database's history anew, replicas will then "
+                    "resynchronise",
+                    dir, log_format::segment_name(next.header.first),
+                    log_format::segment_name(before.header.first)));
+  }
+  before.end = previous->end;
+  before.last = previous->last.post.txid;
+  before.last_timestamp_ms = previous->last.timestamp_ms;
+  return {};
+}
+
+Result<void> ChangeLog::Impl::load_tail() {
+  MutexLock lock(mutex);
+  if (segments.empty()) return {};
+  Segment& segment = *segments.back();
+  TRY_ASSIGN(auto file, fs.open(segment.path, {.write = true}));
+  current = std::move(file);
+  segment.file = current;
+  TRY_ASSIGN(const RecoveredTail tail, recover_tail(current, segment));
+  if (tail.cut_bytes > 0) {
+    LOG_WARN("change log {}: cut {} bytes of unfinished records behind TXID {}", segment.path, tail.cut_bytes,
+             tail.last ? tail.last->post.txid : Txid(0));
+  }
+  segment.end = tail.end;
+  TRY_ASSIGN(const std::uint64_t size, current->size());
+  if (size > tail.end) TRY(current->truncate(tail.end));
+  // The process before may have died between its last write and the sync.
+  TRY(current->sync_data());
+  last = tail.last;
+  if (last) {
+    segment.last = last->post.txid;
+    segment.last_timestamp_ms = last->timestamp_ms;
+  }
+  if (tail.last_offset != 0) recent.push_back({*last, current, tail.last_offset});
+  durable = last_txid();
+  durable_offset = tail.end;
+  zeroed_end = tail.end;
+  return {};
+}
+
+Result<void> ChangeLog::Impl::append_base(RecordInfo info) {
+  CHECK(!pending.open);
+  info.base = true;
+  info.length = 0;
+  log_format::SegmentHeader header;
+  header.first = info.post.txid;
+  header.starts_with_base = true;
+  header.salt = random_salt();
+  {
+    MutexLock lock(mutex);
+    if (failed) return *failed;
+    header.generation = generation + 1;
+  }
+  log_format::RecordHeader record;
+  record.info = info;
+  record.durable_offset = kSegmentHeaderSize;
+  TRY_ASSIGN(auto file, create_segment(fs, dir, header, &record));
+  // From here on the new generation counts, whatever happens to the old files.
+  auto segment = std::make_shared<Segment>();
+  segment->header = header;
+  segment->path = file->path();
+  segment->file = file;
+  segment->end = log_format::record_end(kSegmentHeaderSize, 0);
+  segment->last = info.post.txid;
+  segment->last_timestamp_ms = info.timestamp_ms;
+  segment->note_record(info.post.txid, kSegmentHeaderSize);
+  segment->indexed = true;
+  std::vector<std::shared_ptr<Segment>> old;
+  {
+    MutexLock lock(mutex);
+    old.swap(segments);
+    segments.push_back(segment);
+    generation = header.generation;
+    current = file;
+    zeroed_end = segment->end;
+    last = info;
+    recent.assign(1, {info, file, kSegmentHeaderSize});
+    durable = info.post.txid;
+    durable_offset = segment->end;
+    synced.notify_all();
+  }
+  return remove_segments(old, segment->path);
+}
+
+Result<void> ChangeLog::Impl::remove_segments(const std::vector<std::shared_ptr<Segment>>& old,
+                                              const std::string& keep) {
+  for (const auto& segment : old) {
+    if (segment->path == keep) continue;  // the new one was renamed over it
+    TRY(fs.unlink(segment->path));
+    // One by one, so that what a crash leaves is always the newest part.
+    TRY(fs.sync_directory(dir));
+  }
+  return {};
+}
+
+Result<void> ChangeLog::Impl::discard(const std::string& name) {
+  LOG_INFO("change log {}: removing leftover {}", dir, name);
+  return fs.unlink(dir + "/" + name);
+}
+
+Result<void> ChangeLog::append_base(RecordInfo info) {
+  return impl_->append_base(info);
+}
+
+Result<void> ChangeLog::remove_all() {
+  Impl& i = *impl_;
+  std::vector<std::shared_ptr<Segment>> old;
+  {
+    MutexLock lock(i.mutex);
+    old.swap(i.segments);
+    i.recent.clear();
+    i.last.reset();
+    i.durable = Txid(0);
+    ++i.generation;
+    i.current.reset();
+    i.synced.notify_all();
+  }
+  TRY(i.remove_segments(old, ""));
+  TRY(i.fs.remove_directory(i.dir));
+  return i.fs.sync_directory(parent_directory(i.dir));
+}
+
+}  // namespace sluice::storage

@@ -1,0 +1,165 @@
+#include <algorithm>
+
+#include "storage/change_log_impl.h"
+
+namespace sluice::storage {
+
+using log_format::kRecordHeaderSize;
+using log_format::kSegmentHeaderSize;
+
+// ---- reading ----
+
+std::shared_ptr<Segment> ChangeLog::Impl::segment_of(Txid txid) const {
+  const auto after = std::upper_bound(segments.begin(), segments.end(), txid,
+                                      [](Txid value, const auto& s) { return value < s->header.first; });
+  if (after == segments.begin()) return nullptr;
+  const auto& segment = *std::prev(after);
+  return txid <= segment->last ? segment : nullptr;
+}
+
+Result<std::shared_ptr<File>> ChangeLog::Impl::open_segment(const std::shared_ptr<Segment>& segment) {
+  {
+    MutexLock lock(mutex);
+    if (auto file = segment->file.lock()) return file;
+  }
+  TRY_ASSIGN(auto opened, fs.open(segment->path, {}));  // Errc::not_found: retention was faster
+  std::shared_ptr<File> file = std::move(opened);
+  MutexLock lock(mutex);
+  segment->file = file;
+  return file;
+}
+
+Result<void> ChangeLog::Impl::build_index(const std::shared_ptr<Segment>& segment) {
+  {
+    MutexLock lock(mutex);
+    if (segment->indexed) return {};
+  }
+  // A sealed segment: `end` no longer changes.
+  TRY_ASSIGN(auto file, open_segment(segment));
+  Segment scanned;
+  RecordWalker walker(file, segment->header.salt, kSegmentHeaderSize, segment->end);
+  for (;;) {
+    TRY_ASSIGN(const auto item, walker.next());
+    if (!item) break;
+    scanned.note_record(listed_txid(item->header.info), item->offset);
+  }
+  MutexLock lock(mutex);
+  if (!segment->indexed) segment->index = std::move(scanned.index);
+  segment->indexed = true;
+  return {};
+}
+
+Result<ChangeLog::Impl::Found> ChangeLog::Impl::locate(Txid txid) {
+  std::shared_ptr<Segment> segment;
+  {
+    MutexLock lock(mutex);
+    if (!recent.empty() && txid >= listed_txid(recent.front().info) && txid <= last_txid()) {
+      const auto it = std::lower_bound(recent.begin(), recent.end(), txid,
+                                       [](const Recent& r, Txid value) { return r.info.post.txid < value; });
+      return Found{it->info, it->file, it->offset};
+    }
+    segment = segment_of(txid);
+  }
+  if (!segment) return make_error(Errc::not_found, fmt::format("TXID {} is not in change log {}", txid, dir));
+  TRY(build_index(segment));
+  TRY_ASSIGN(auto file, open_segment(segment));
+  std::uint64_t from = 0;
+  std::uint64_t end = 0;
+  {
+    MutexLock lock(mutex);
+    const auto after =
+        std::upper_bound(segment->index.begin(), segment->index.end(), txid,
+                         [](Txid value, const Segment::IndexEntry& e) { return value < e.min; });
+    from = after == segment->index.begin() ? kSegmentHeaderSize : std::prev(after)->offset;
+    end = segment->end;
+  }
+  RecordWalker walker(file, segment->header.salt, from, end);
+  for (;;) {
+    TRY_ASSIGN(const auto item, walker.next());
+    if (!item) break;
+    if (item->header.info.post.txid >= txid) return Found{item->header.info, file, item->offset};
+  }
+  return make_error(Errc::not_found, fmt::format("TXID {} is not in change log {}", txid, dir));
+}
+
+Result<ChangeLog::Handle> ChangeLog::find(Txid txid) const {
+  TRY_ASSIGN(const auto found, impl_->locate(txid));
+  if (found.info.base || txid < found.info.min_txid) {
+    return make_error(Errc::not_found,
+                      fmt::format("change set {} is no longer in change log {}", txid, impl_->dir));
+  }
+  return Handle{found.info, found.file, found.offset + kRecordHeaderSize};
+}
+
+std::optional<Pos> ChangeLog::position_at(Txid txid) const {
+  const auto found = impl_->locate(txid);
+  if (found.has_value())
+    return found->info.post.txid == txid ? std::optional(found->info.post) : std::nullopt;
+  MutexLock lock(impl_->mutex);
+  if (impl_->segments.empty()) return std::nullopt;
+  // Retention keeps the position before the first record that is left.
+  const auto& previous = impl_->segments.front()->header.previous;
+  if (previous && previous->last.post.txid == txid) return previous->last.post;
+  return std::nullopt;
+}
+
+Result<void> ChangeLog::for_each(Txid from, FunctionRef<bool(const Handle&)> visit) const {
+  struct Range {
+    std::shared_ptr<Segment> segment;
+    std::uint64_t from;
+    std::uint64_t end;
+  };
+  std::vector<Range> ranges;
+  {
+    MutexLock lock(impl_->mutex);
+    for (const auto& segment : impl_->segments) {
+      if (segment->last < from) continue;
+      const auto& index = segment->index;
+      const auto after =
+          std::upper_bound(index.begin(), index.end(), from,
+                           [](Txid value, const Segment::IndexEntry& e) { return value < e.min; });
+      ranges.push_back(
+          {segment, after == index.begin() ? kSegmentHeaderSize : std::prev(after)->offset, segment->end});
+    }
+  }
+  bool visited = false;
+  for (const Range& range : ranges) {
+    auto file = impl_->open_segment(range.segment);
+    // Retention may remove the oldest before we come to it, but nothing from the middle of what we visit.
+    if (file.has_error() && file.error().code == Errc::not_found && !visited) continue;
+    TRY(file);
+    RecordWalker walker(*file, range.segment->header.salt, range.from, range.end);
+    for (;;) {
+      TRY_ASSIGN(const auto item, walker.next());
+      if (!item) break;
+      if (item->header.info.post.txid < from) continue;
+      visited = true;
+      if (!visit(Handle{item->header.info, *file, item->offset + kRecordHeaderSize})) return {};
+    }
+  }
+  return {};
+}
+
+Result<std::size_t> ChangeLog::retain(const RetentionPolicy& policy, Txid keep_from, std::int64_t now_ms) {
+  Impl& i = *impl_;
+  std::vector<std::shared_ptr<Segment>> old;
+  {
+    MutexLock lock(i.mutex);
+    std::uint64_t total = 0;
+    for (const auto& segment : i.segments) total += segment->end;
+    while (i.segments.size() > 1) {
+      const Segment& oldest = *i.segments.front();
+      const bool too_old = now_ms - oldest.last_timestamp_ms > policy.max_age_ms;
+      if (oldest.last >= keep_from || !(too_old || total > policy.max_bytes)) break;
+      total -= oldest.end;
+      old.push_back(i.segments.front());
+      i.segments.erase(i.segments.begin());
+    }
+    const Txid first = i.segments.empty() ? Txid(0) : i.segments.front()->header.first;
+    while (!i.recent.empty() && listed_txid(i.recent.front().info) < first) i.recent.pop_front();
+  }
+  TRY(i.remove_segments(old, ""));
+  return old.size();
+}
+
+}  // namespace sluice::storage
