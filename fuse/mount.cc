@@ -1,0 +1,168 @@
+#include "fuse/mount.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <chrono>
+#include <utility>
+
+#include "base/log.h"
+#include "base/mutex.h"
+#include "fuse/client_locks.h"
+#include "fuse/files/backing_tree.h"
+#include "fuse/invalidator.h"
+#include "fuse/mount_point.h"
+#include "fuse/operations.h"
+#include "fuse/session.h"
+
+namespace sluice::fuse {
+namespace {
+
+constexpr int kInitDeadline_ms = 10'000;
+constexpr int kBusyRetry_ms = 50;     // nothing announces that the last client has left
+constexpr int kBusyReport_ms = 2'000;
+constexpr int kEndDeadline_ms = 2'000;  // workers' last requests
+
+class MountImpl final : public Mount {
+ public:
+  MountImpl(BackingTree tree, ino_t root_ino, Observer& observer, VirtualFiles& virtual_files, ThreadPool& pool)
+      : tree_(std::move(tree)),
+        nodes_(root_ino),
+        operations_({tree_, nodes_, handles_, observer, virtual_files, pool, own_threads_, invalidator_}),
+        access_(tree_, nodes_, invalidator_, own_threads_) {}
+  ~MountImpl() override;
+
+  Result<void> serve(const MountOptions& options, std::string mountpoint);
+
+  storage::MountAccess& access() override { return access_; }
+  Result<void> stop(int wait_ms) override EXCLUDES(stop_mutex_);
+  void on_session_end(std::function<void()> callback) override;
+  void invalidate_virtual(const std::string& path) override;
+  std::map<std::string, std::uint64_t> request_counts() const override { return session_->request_counts(); }
+
+ private:
+  Result<void> probe_passthrough(int device_fd);
+  Result<void> unmount_patiently(int wait_ms) REQUIRES(stop_mutex_);
+  void end_session() REQUIRES(stop_mutex_);
+
+  BackingTree tree_;
+  InodeTable nodes_;
+  OpenFiles handles_;
+  OwnThreads own_threads_;
+  Invalidator invalidator_;
+  Operations operations_;
+  ClientLocks access_;
+  std::unique_ptr<Session> session_;
+  std::string mountpoint_;
+  dev_t device_ = 0;
+  std::atomic<bool> stopping_{false};
+  Mutex stop_mutex_;
+  CondVar never_;  // nobody notifies it: waits that end by their deadline
+  bool mounted_ GUARDED_BY(stop_mutex_) = false;
+};
+
+Result<void> MountImpl::probe_passthrough(int device_fd) {
+  UniqueFd file(::openat(tree_.fd(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (!file) return errno_error("create a temporary file in " + tree_.directory(), errno);
+  TRY_ASSIGN(const int id, open_backing_id(device_fd, file.get()));
+  close_backing_id(device_fd, id);
+  return boost::system::in_place_value;
+}
+
+Result<void> MountImpl::serve(const MountOptions& options, std::string mountpoint) {
+  mountpoint_ = std::move(mountpoint);
+  TRY_ASSIGN(UniqueFd device, mount_fuse(mountpoint_, options.allow_other));
+  const int device_fd = device.get();
+  {
+    MutexLock lock(stop_mutex_);
+    mounted_ = true;
+  }
+  TRY_ASSIGN(device_, device_of(mountpoint_));
+  auto session = Session::create(std::move(device), operations_, std::max(options.threads, 2u),
+                                 required_stack_depth(tree_.fd()));
+  if (!session) return std::move(session).error();
+  session_ = std::move(*session);
+  TRY(session_->start(kInitDeadline_ms));
+  TRY(probe_passthrough(device_fd));
+  access_.set_mount(mountpoint_, device_);
+  invalidator_.start(session_->handle());
+  return boost::system::in_place_value;
+}
+
+MountImpl::~MountImpl() {
+  if (auto stopped = stop(0); !stopped) LOG_ERROR("{}", stopped.error().to_string());
+}
+
+Result<void> MountImpl::unmount_patiently(int wait_ms) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto deadline = start + std::chrono::milliseconds(wait_ms);
+  auto next_report = start;
+  for (;;) {
+    auto done = unmount(mountpoint_, device_, false);
+    if (done || done.error().code != Errc::busy) return done;
+    const auto now = std::chrono::steady_clock::now();
+    if (now >= next_report) {
+      LOG_WARN("mount point {} is in use by {}", mountpoint_, mount_users(mountpoint_, device_));
+      next_report = now + std::chrono::milliseconds(kBusyReport_ms);
+    }
+    if (now >= deadline) return done;
+    never_.wait_until(stop_mutex_, std::min(deadline, now + std::chrono::milliseconds(kBusyRetry_ms)));
+  }
+}
+
+void MountImpl::end_session() {
+  if (!session_) return;
+  if (!session_->wait_ended(kEndDeadline_ms)) {
+    // Detached with files open, or alive in another mount namespace: cut it off.
+    if (!abort_connection(device_))
+      LOG_WARN("the FUSE connection could not be aborted; waiting until its last file is closed");
+    while (!session_->wait_ended(kBusyReport_ms)) LOG_WARN("waiting for the mount's worker threads to end");
+  }
+  invalidator_.stop();
+  operations_.drain();
+}
+
+Result<void> MountImpl::stop(int wait_ms) {
+  stopping_.store(true);
+  MutexLock lock(stop_mutex_);
+  if (!std::exchange(mounted_, false)) return boost::system::in_place_value;
+  auto unmounted = unmount_patiently(wait_ms);
+  if (!unmounted && unmounted.error().code == Errc::busy) {
+    LOG_WARN("detaching {} from the processes that still use it", mountpoint_);
+    unmounted = unmount(mountpoint_, device_, true);
+    if (session_ && !session_->wait_ended(0) && !abort_connection(device_))
+      LOG_WARN("the FUSE connection could not be aborted");
+  }
+  end_session();
+  return unmounted;
+}
+
+void MountImpl::on_session_end(std::function<void()> callback) {
+  session_->on_end([this, callback = std::move(callback)] {
+    if (!stopping_.load()) callback();
+  });
+}
+
+void MountImpl::invalidate_virtual(const std::string& path) {
+  if (const auto node = nodes_.find_path(path)) invalidator_.post(*node);
+  // .primary comes and goes, and the listing shows it.
+  if (path == kPrimaryName) invalidator_.post(kRootNode);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Mount>> Mount::start(const MountOptions& options, Observer& observer,
+                                            VirtualFiles& virtual_files, ThreadPool& pool) {
+  if (options.io == IoPath::plain)
+    return make_error(Errc::unsupported, "the plain I/O path comes with a later version; use --io native");
+  TRY_ASSIGN(BackingTree tree, BackingTree::open(options.backing_dir));
+  TRY_ASSIGN(std::string mountpoint, check_mount_point(options.mountpoint, tree.directory()));
+  struct stat root {};
+  if (const int err = tree.stat("", root); err != 0) return errno_error("stat " + tree.directory(), err);
+  auto mount = std::make_unique<MountImpl>(std::move(tree), root.st_ino, observer, virtual_files, pool);
+  TRY(mount->serve(options, std::move(mountpoint)));
+  return std::unique_ptr<Mount>(std::move(mount));
+}
+
+}  // namespace sluice::fuse

@@ -1,0 +1,33 @@
+// The mount point: checking it, mounting, unmounting, and finding out who keeps it busy.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+
+#include "base/errors.h"
+#include "base/fd.h"
+
+namespace sluice::fuse {
+
+/// Checks what must hold before mounting and returns the absolute path. Errc::invalid_argument: missing, no directory, not
+/// empty, a mount of ours already (alive or dead), or nested with `backing_dir` (absolute).
+Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir);
+
+/// Opens /dev/fuse and mounts it at `path`; the returned descriptor is the connection. Errc::unsupported: no /dev/fuse, no
+/// CAP_SYS_ADMIN.
+Result<UniqueFd> mount_fuse(const std::string& path, bool allow_other);
+
+/// Device number of our mount at `path` (absolute). Asks the kernel, not the mount.
+Result<dev_t> device_of(const std::string& path);
+
+/// umount(2) if `device` is what is mounted at `path` (nothing to do otherwise). Errc::busy while files are open.
+Result<void> unmount(const std::string& path, dev_t device, bool detach);
+
+/// Cuts the connection: every request in the kernel fails, workers' reads end. False if the kernel gave no way to.
+bool abort_connection(dev_t device);
+
+/// "1234 (sqlite3), 1240 (bash)": processes with files, mappings, working or root directories in the mount; empty if none.
+std::string mount_users(const std::string& path, dev_t device);
+
+}  // namespace sluice::fuse

@@ -1,0 +1,59 @@
+// Shared by the operations_*.cc files.
+#pragma once
+
+#include <exception>
+#include <memory>
+#include <utility>
+
+#include "base/log.h"
+#include "fuse/operations.h"
+
+namespace sluice::fuse {
+
+/// Nothing changes beside the mount without an explicit invalidation, so the kernel may remember for a day.
+inline constexpr double kLongTimeout_s = 86400;
+
+/// -wal and -shm change without us; virtual files all the time.
+inline double attr_timeout_s(FileKind kind) {
+  const bool changes = kind == FileKind::wal || kind == FileKind::shm || kind == FileKind::virtual_file;
+  return changes ? 0 : kLongTimeout_s;
+}
+inline double entry_timeout_s(FileKind kind) { return kind == FileKind::virtual_file ? 0 : kLongTimeout_s; }
+
+/// What CREATE, MKNOD, MKDIR and SYMLINK have in common.
+struct Operations::Creation {
+  NodeId parent;
+  std::string name;
+  mode_t mode = 0;
+  uid_t uid = 0;
+  gid_t gid = 0;
+  bool exclusive = false;
+  bool write = false;
+};
+
+template <class Body>
+void Operations::observe(Request request, const Op& op, Body body) {
+  if (p_.observer.can_run_inline(op)) {
+    body(request, op);
+    return;
+  }
+  struct Parked {
+    Parked(Request r, const Op& o, Body b)
+        : request(std::move(r)), body(std::move(b)), path(o.path), database(o.database), new_path(o.new_path),
+          data(o.data.begin(), o.data.end()), op(o) {
+      op.path = path;
+      op.database = database;
+      op.new_path = new_path;
+      op.data = data;
+    }
+    Request request;
+    Body body;
+    std::string path, database, new_path;
+    Bytes data;
+    Op op;
+  };
+  auto parked = std::make_shared<Parked>(std::move(request), op, std::move(body));
+  post([parked] { parked->body(parked->request, parked->op); });
+}
+
+}  // namespace sluice::fuse

@@ -1,0 +1,183 @@
+#include "fuse/session.h"
+
+#include <pthread.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "fuse/handlers.h"
+#include "fuse/lowlevel.h"
+#include "fuse/protocol.h"
+
+namespace sluice::fuse {
+namespace {
+
+const std::map<std::uint32_t, const char*>& opcode_names() {
+  static const std::map<std::uint32_t, const char*> names = {
+      {1, "LOOKUP"},    {2, "FORGET"},     {3, "GETATTR"},    {4, "SETATTR"},      {5, "READLINK"},
+      {6, "SYMLINK"},   {8, "MKNOD"},      {9, "MKDIR"},      {10, "UNLINK"},      {11, "RMDIR"},
+      {12, "RENAME"},   {13, "LINK"},      {14, "OPEN"},      {15, "READ"},        {16, "WRITE"},
+      {17, "STATFS"},   {18, "RELEASE"},   {20, "FSYNC"},     {21, "SETXATTR"},    {22, "GETXATTR"},
+      {23, "LISTXATTR"}, {24, "REMOVEXATTR"}, {25, "FLUSH"},  {26, "INIT"},        {27, "OPENDIR"},
+      {28, "READDIR"},  {29, "RELEASEDIR"}, {30, "FSYNCDIR"}, {31, "GETLK"},       {32, "SETLK"},
+      {33, "SETLKW"},   {34, "ACCESS"},    {35, "CREATE"},    {36, "INTERRUPT"},   {37, "BMAP"},
+      {38, "DESTROY"},  {39, "IOCTL"},     {40, "POLL"},      {41, "NOTIFY_REPLY"}, {42, "BATCH_FORGET"},
+      {43, "FALLOCATE"}, {44, "READDIRPLUS"}, {45, "RENAME2"}, {46, "LSEEK"},      {47, "COPY_FILE_RANGE"},
+      {48, "SETUPMAPPING"}, {49, "REMOVEMAPPING"}, {50, "SYNCFS"}, {51, "TMPFILE"}, {52, "STATX"}};
+  return names;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Session>> Session::create(UniqueFd device, Operations& operations, unsigned max_threads,
+                                                 unsigned stack_depth) {
+  std::unique_ptr<Session> session(new Session(operations, max_threads, stack_depth));
+  char name[] = "sluice";
+  char* arguments[] = {name, nullptr};
+  fuse_args args = FUSE_ARGS_INIT(1, arguments);
+  session->session_ =
+      fuse_session_new(&args, &lowlevel_operations(), sizeof(fuse_lowlevel_ops), session.get());
+  fuse_opt_free_args(&args);
+  if (session->session_ == nullptr) return make_error(Errc::internal, "libfuse refused to create a session");
+  // One /dev/fuse description for all threads (no clone_fd): a later process can take it over whole.
+  static constexpr fuse_custom_io kHooks = {write_hook, read_hook, nullptr, nullptr};
+  const int rc = fuse_session_custom_io(session->session_, &kHooks, device.get());
+  if (rc != 0) return errno_error("attach /dev/fuse to the session", rc < 0 ? -rc : EINVAL);
+  operations.set_device(device.release());  // closed by fuse_session_destroy
+  return session;
+}
+
+Session::~Session() {
+  std::vector<std::thread> threads;
+  {
+    MutexLock lock(mutex_);
+    CHECK(running_ == 0);
+    threads.swap(threads_);
+  }
+  for (auto& thread : threads) thread.join();
+  if (session_ != nullptr) fuse_session_destroy(session_);
+}
+
+Result<void> Session::start(int deadline_ms) {
+  add_worker();
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(deadline_ms);
+  MutexLock lock(mutex_);
+  while (!initialised_ && !ended_)
+    if (!changed_.wait_until(mutex_, deadline)) break;
+  if (!initialised_)
+    return make_error(Errc::deadline, "the kernel did not start the FUSE session; see the kernel log");
+  if (!init_.offered())
+    return make_error(Errc::unsupported,
+                      "this kernel offers no FUSE passthrough (Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH is "
+                      "needed; the plain I/O path comes with a later version)");
+  return boost::system::in_place_value;
+}
+
+ssize_t Session::read_hook(int fd, void* buffer, std::size_t size, void* user) {
+  const ssize_t n = ::read(fd, buffer, size);
+  if (n >= static_cast<ssize_t>(sizeof(protocol::InHeader))) {
+    auto* session = static_cast<Session*>(user);
+    const std::uint32_t opcode = static_cast<const protocol::InHeader*>(buffer)->opcode;
+    if (opcode < session->counts_.size()) session->counts_[opcode].fetch_add(1, std::memory_order_relaxed);
+    if (opcode == protocol::kOpcodeInit) session->init_.on_request(buffer, static_cast<std::size_t>(n));
+  }
+  return n;
+}
+
+ssize_t Session::write_hook(int fd, iovec* parts, int count, void* user) {
+  auto* session = static_cast<Session*>(user);
+  const bool init = session->init_.on_reply(parts, count);
+  const ssize_t n = ::writev(fd, parts, count);
+  if (init && n >= 0) session->init_answered();
+  return n;
+}
+
+void Session::init_answered() {
+  MutexLock lock(mutex_);
+  initialised_ = true;
+  changed_.notify_all();
+}
+
+void Session::add_worker() {
+  MutexLock lock(mutex_);
+  if (ended_ || threads_.size() >= max_threads_) return;
+  ++running_;
+  idle_.fetch_add(1, std::memory_order_relaxed);
+  threads_.emplace_back([this] { work(); });
+  pthread_setname_np(threads_.back().native_handle(), "sluice-fuse");
+}
+
+/// A worker that takes a request when no other is waiting adds one, up to the limit; workers stay until the end. With
+/// everything answered at once there are two.
+void Session::work() {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  fuse_buf buffer{};  // allocated by libfuse, reused: 1 MiB of address space, resident as far as it was used
+  for (;;) {
+    const int n = fuse_session_receive_buf(session_, &buffer);
+    if (n == -EINTR || n == -EAGAIN) continue;
+    if (n <= 0) break;  // unmounted or aborted
+    if (idle_.fetch_sub(1, std::memory_order_relaxed) == 1) add_worker();
+    fuse_session_process_buf(session_, &buffer);
+    idle_.fetch_add(1, std::memory_order_relaxed);
+  }
+  std::free(buffer.mem);
+  fuse_session_exit(session_);
+  worker_ended();
+}
+
+void Session::worker_ended() {
+  std::function<void()> callback;
+  {
+    MutexLock lock(mutex_);
+    ended_ = true;  // no new workers; the others end the same way
+    if (running_ > 1) {
+      --running_;
+      return;
+    }
+    callback = std::exchange(on_end_, nullptr);
+  }
+  if (callback) callback();
+  MutexLock lock(mutex_);
+  --running_;
+  changed_.notify_all();
+}
+
+bool Session::wait_ended(int timeout_ms) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+  MutexLock lock(mutex_);
+  while (running_ > 0)
+    if (!changed_.wait_until(mutex_, deadline)) return running_ == 0;
+  return true;
+}
+
+void Session::on_end(std::function<void()> callback) {
+  {
+    MutexLock lock(mutex_);
+    if (!ended_ || running_ > 1) {
+      on_end_ = std::move(callback);
+      return;
+    }
+  }
+  callback();
+}
+
+std::map<std::string, std::uint64_t> Session::request_counts() const {
+  std::map<std::string, std::uint64_t> counts;
+  for (std::size_t i = 0; i < counts_.size(); ++i) {
+    const std::uint64_t n = counts_[i].load(std::memory_order_relaxed);
+    if (n == 0) continue;
+    const auto it = opcode_names().find(static_cast<std::uint32_t>(i));
+    counts[it != opcode_names().end() ? it->second : "OPCODE_" + std::to_string(i)] = n;
+  }
+  return counts;
+}
+
+}  // namespace sluice::fuse
