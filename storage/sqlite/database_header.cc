@@ -25,7 +25,8 @@ Result<DatabaseHeader> parse_database_header(ByteView in) {
   DatabaseHeader header;
   const std::uint32_t size_field = load_be<std::uint16_t>(p + 16);
   header.page_size = size_field == 1 ? 65536 : size_field;
-  if (!valid_page_size(header.page_size)) return bad_header(fmt::format("page size {} is impossible", size_field));
+  if (!valid_page_size(header.page_size))
+    return bad_header(fmt::format("page size {} is impossible", size_field));
   header.write_version = std::to_integer<std::uint8_t>(p[18]);
   header.read_version = std::to_integer<std::uint8_t>(p[19]);
   if (header.write_version > 2 || header.read_version > 2) {

@@ -19,9 +19,13 @@ constexpr std::uint32_t kMaxSectorSize = 65536;
 constexpr std::size_t kMaxSuperJournalName = 512;  // os_unix.c MAX_PATHNAME
 constexpr std::size_t kSuperJournalTrailer = 16;   // length, checksum, magic
 
-bool is_magic(ByteView in) { return std::memcmp(in.data(), kJournalMagic.data(), kJournalMagic.size()) == 0; }
+bool is_magic(ByteView in) {
+  return std::memcmp(in.data(), kJournalMagic.data(), kJournalMagic.size()) == 0;
+}
 
-bool power_of_two(std::uint32_t n) { return n != 0 && (n & (n - 1)) == 0; }
+bool power_of_two(std::uint32_t n) {
+  return n != 0 && (n & (n - 1)) == 0;
+}
 
 // Page numbers seen. Takes memory by what was seen, not by how large the numbers are.
 class PageSet {
@@ -64,7 +68,8 @@ class JournalScanner {
     TRY_ASSIGN(const bool valid, read_header(header));
     if (!valid) return false;
     if (header.page_size == 0) {
-      return make_error(Errc::unsupported, journal_.path() + ": journal of a SQLite before 3.5.8 (no page size)");
+      return make_error(Errc::unsupported,
+                        journal_.path() + ": journal of a SQLite before 3.5.8 (no page size)");
     }
     if (!valid_page_size(header.page_size) || header.sector_size < kMinSectorSize ||
         header.sector_size > kMaxSectorSize || !power_of_two(header.sector_size)) {
@@ -175,7 +180,8 @@ Result<std::optional<std::string>> read_super_journal_name(const File& journal) 
   TRY_ASSIGN(n, journal.read_at(size - trailer.size() - length, bytes));
   if (n < length) return std::nullopt;
   std::uint32_t sum = load_be<std::uint32_t>(&trailer[4]);
-  for (const std::byte b : bytes) sum -= static_cast<std::uint32_t>(std::to_integer<std::int8_t>(b));  // signed bytes
+  for (const std::byte b : bytes)
+    sum -= static_cast<std::uint32_t>(std::to_integer<std::int8_t>(b));  // signed bytes
   if (sum != 0) return std::nullopt;
   // SQLite takes it as a C string.
   std::string text(name.data(), length);

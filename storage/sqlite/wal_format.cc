@@ -13,8 +13,8 @@ std::uint32_t load_word(const std::byte* p) {
   return kSwap ? byte_swap(word) : word;
 }
 
-// walChecksumBytes(). Each sum waits for the other, so the chain is two additions for every eight bytes at best: the
-// word is added to the sum's own last value, which is known early, and the other sum comes last.
+// walChecksumBytes(). Each sum waits for the other, so the chain is two additions for every eight bytes at
+// best: the word is added to the sum's own last value, which is known early, and the other sum comes last.
 template <bool kSwap>
 WalChecksum sum_words(const std::byte* p, const std::byte* end, WalChecksum sum) {
   std::uint32_t s0 = sum.s0;
@@ -33,21 +33,25 @@ WalChecksum sum_words(const std::byte* p, const std::byte* end, WalChecksum sum)
   return {s0, s1};
 }
 
-Error bad_header(std::string what) { return make_error(Errc::corrupt, "WAL header: " + std::move(what)); }
+Error bad_header(std::string what) {
+  return make_error(Errc::corrupt, "WAL header: " + std::move(what));
+}
 
 }  // namespace
 
 WalChecksum wal_checksum(bool big_endian_words, ByteView data, WalChecksum sum) {
   CHECK(data.size() % 8 == 0);
   const std::byte* p = data.data();
-  return big_endian_words ? sum_words<true>(p, p + data.size(), sum) : sum_words<false>(p, p + data.size(), sum);
+  return big_endian_words ? sum_words<true>(p, p + data.size(), sum)
+                          : sum_words<false>(p, p + data.size(), sum);
 }
 
 Result<WalHeader> parse_wal_header(ByteView in) {
   if (in.size() < kWalHeaderSize) return bad_header(fmt::format("only {} of 32 bytes", in.size()));
   const std::byte* p = in.data();
   const auto magic = load_be<std::uint32_t>(p);
-  if (magic != kWalMagicLittle && magic != kWalMagicBig) return bad_header(fmt::format("magic is {:08x}", magic));
+  if (magic != kWalMagicLittle && magic != kWalMagicBig)
+    return bad_header(fmt::format("magic is {:08x}", magic));
 
   WalHeader header;
   header.big_endian_checksums = magic == kWalMagicBig;
@@ -93,9 +97,11 @@ FrameHeader parse_frame_header(ByteView in) {
   return frame;
 }
 
-WalChecksum frame_checksum(bool big_endian_words, ByteView frame_header, ByteView page, WalChecksum previous) {
+WalChecksum frame_checksum(bool big_endian_words, ByteView frame_header, ByteView page,
+                           WalChecksum previous) {
   CHECK(frame_header.size() >= 8);
-  return wal_checksum(big_endian_words, page, wal_checksum(big_endian_words, frame_header.first(8), previous));
+  return wal_checksum(big_endian_words, page,
+                      wal_checksum(big_endian_words, frame_header.first(8), previous));
 }
 
 WalChecksum write_frame_header(std::uint32_t pgno, std::uint32_t commit, const WalHeader& wal, ByteView page,

@@ -6,15 +6,16 @@
 
 #include "base/check.h"
 
-// How the memory is touched. The file is mapped by processes that share no lock with us for reading, so every access is an
-// atomic of the size SQLite uses. Headers are copied word by word with release/acquire; together with the full
-// barrier between the two copies (walShmBarrier()) that gives SQLite's protocol:
+// How the memory is touched. The file is mapped by processes that share no lock with us for reading, so every
+// access is an atomic of the size SQLite uses. Headers are copied word by word with release/acquire; together
+// with the full barrier between the two copies (walShmBarrier()) that gives SQLite's protocol:
 //
 //   writer                          reader
 //   page numbers, hash slots
 //   copy [1]                        copy [0]
 //   barrier                         barrier
-//   copy [0]                        copy [1]      equal, checksum right -> everything up to mxFrame is visible
+//   copy [0]                        copy [1]      equal, checksum right -> everything up to mxFrame is
+//   visible
 namespace sluice::sqlite {
 namespace {
 
@@ -36,10 +37,13 @@ constexpr std::uint32_t kHashMultiplier = 383;
 static_assert(kHashOffset + kHashSlots * sizeof(std::uint16_t) == kWalIndexBlockSize);
 static_assert(kWalIndexHeaderSize / sizeof(std::uint32_t) + kFirstBlockFrames == kBlockFrames);
 
-// A writer copies 48 bytes; a reader that has seen this many unequal pairs has met one that died or sleeps between them.
+// A writer copies 48 bytes; a reader that has seen this many unequal pairs has met one that died or sleeps
+// between them.
 constexpr int kHeaderTries = 64;
 
-Word32* word_at(std::byte* p, std::size_t offset) { return reinterpret_cast<Word32*>(p + offset); }
+Word32* word_at(std::byte* p, std::size_t offset) {
+  return reinterpret_cast<Word32*>(p + offset);
+}
 const Word32* word_at(const std::byte* p, std::size_t offset) {
   return reinterpret_cast<const Word32*>(p + offset);
 }
@@ -51,7 +55,8 @@ void store_release(std::byte* p, std::size_t offset, std::uint32_t value) {
 }
 
 void full_barrier() {
-  // gcc warns that TSan does not model fences; the release/acquire words above already order what TSan can see.
+  // gcc warns that TSan does not model fences; the release/acquire words above already order what TSan can
+  // see.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wtsan"
@@ -93,13 +98,17 @@ std::uint32_t index_in_block(std::uint32_t frame) {
   return frame <= kFirstBlockFrames ? frame : (frame - kFirstBlockFrames - 1) % kBlockFrames + 1;
 }
 // Byte offset of the page number array of the block that holds `frame`.
-std::size_t array_offset(std::uint32_t frame) { return frame <= kFirstBlockFrames ? kWalIndexHeaderSize : 0; }
+std::size_t array_offset(std::uint32_t frame) {
+  return frame <= kFirstBlockFrames ? kWalIndexHeaderSize : 0;
+}
 // Byte offset of the page number of `frame`.
 std::size_t pgno_offset(std::uint32_t frame) {
   return array_offset(frame) + (index_in_block(frame) - 1) * sizeof(std::uint32_t);
 }
 
-Word16* hash_table(std::byte* block) { return reinterpret_cast<Word16*>(block + kHashOffset); }
+Word16* hash_table(std::byte* block) {
+  return reinterpret_cast<Word16*>(block + kHashOffset);
+}
 
 void zero_block(std::byte* block, std::size_t from) {
   for (std::size_t offset = from; offset < kWalIndexBlockSize; offset += sizeof(Word64)) {
@@ -149,8 +158,12 @@ CheckpointInfo read_checkpoint_info(const std::byte* index) {
   return info;
 }
 
-std::uint32_t load_backfilled(const std::byte* index) { return load_acquire(index, kBackfilledOffset); }
-void store_backfilled(std::byte* index, std::uint32_t frame) { store_release(index, kBackfilledOffset, frame); }
+std::uint32_t load_backfilled(const std::byte* index) {
+  return load_acquire(index, kBackfilledOffset);
+}
+void store_backfilled(std::byte* index, std::uint32_t frame) {
+  store_release(index, kBackfilledOffset, frame);
+}
 void store_backfill_attempted(std::byte* index, std::uint32_t frame) {
   store_release(index, kBackfillAttemptedOffset, frame);
 }
@@ -168,7 +181,9 @@ std::uint32_t frame_page(const std::byte* block, std::uint32_t frame) {
   return __atomic_load_n(word_at(block, pgno_offset(frame)), __ATOMIC_RELAXED);
 }
 
-bool frame_slot_used(const std::byte* block, std::uint32_t frame) { return frame_page(block, frame) != 0; }
+bool frame_slot_used(const std::byte* block, std::uint32_t frame) {
+  return frame_page(block, frame) != 0;
+}
 
 Result<void> append_frame(std::byte* block, std::uint32_t frame, std::uint32_t pgno) {
   CHECK(frame != 0 && pgno != 0);
@@ -201,7 +216,8 @@ void remove_frames_above(std::byte* block, std::uint32_t mx_frame) {
       __atomic_store_n(&hash[slot], std::uint16_t{0}, __ATOMIC_RELAXED);
     }
   }
-  for (std::size_t offset = pgno_offset(mx_frame) + sizeof(std::uint32_t); offset < kHashOffset; offset += 4) {
+  for (std::size_t offset = pgno_offset(mx_frame) + sizeof(std::uint32_t); offset < kHashOffset;
+       offset += 4) {
     __atomic_store_n(word_at(block, offset), std::uint32_t{0}, __ATOMIC_RELAXED);
   }
 }

@@ -8,7 +8,8 @@
 namespace sluice::sqlite {
 namespace {
 
-constexpr std::size_t kFirstPiece = std::size_t{64} << 10;  // a tail is usually short: do not read a whole MiB for it
+constexpr std::size_t kFirstPiece = std::size_t{64}
+                                    << 10;  // a tail is usually short: do not read a whole MiB for it
 constexpr std::size_t kLargestPiece = std::size_t{1} << 20;
 
 // Walks the chain; collects the open transaction's page numbers until its commit frame was seen.
@@ -54,7 +55,8 @@ class ChainWalker {
   WalPosition at_;
   WalScan scan_;
   FunctionRef<Result<void>(const ScannedFrame&)> visit_;
-  std::vector<std::uint32_t> open_;  // four bytes for each valid frame in the file: bounded by what is really there
+  std::vector<std::uint32_t>
+      open_;  // four bytes for each valid frame in the file: bounded by what is really there
 };
 
 }  // namespace

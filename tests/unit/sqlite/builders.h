@@ -1,4 +1,5 @@
-// WAL and journal images made by hand, byte for byte by the format's description and not with the code under test.
+// WAL and journal images made by hand, byte for byte by the format's description and not with the code under
+// test.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +21,17 @@ inline Bytes pattern_page(std::uint32_t page_size, std::uint32_t seed) {
   return page;
 }
 
-inline void append(Bytes& out, ByteView more) { out.insert(out.end(), more.begin(), more.end()); }
+inline void append(Bytes& out, ByteView more) {
+  out.insert(out.end(), more.begin(), more.end());
+}
 inline void append_be32(Bytes& out, std::uint32_t v) {
   for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<std::byte>(v >> shift));
 }
 
 class WalBuilder {
  public:
-  WalBuilder(std::uint32_t page_size, bool big_endian, std::uint32_t salt0 = 0x01020304, std::uint32_t salt1 = 0x05060708)
+  WalBuilder(std::uint32_t page_size, bool big_endian, std::uint32_t salt0 = 0x01020304,
+             std::uint32_t salt1 = 0x05060708)
       : page_size_(page_size), big_endian_(big_endian), salt0_(salt0), salt1_(salt1) {
     append_be32(bytes, big_endian ? 0x377f0683 : 0x377f0682);
     append_be32(bytes, 3007000);
@@ -53,7 +57,8 @@ class WalBuilder {
     return *this;
   }
   WalBuilder& frame(std::uint32_t pgno, std::uint32_t commit) {
-    return frame(pgno, commit, pattern_page(page_size_, pgno * 31 + static_cast<std::uint32_t>(bytes.size())));
+    return frame(pgno, commit,
+                 pattern_page(page_size_, pgno * 31 + static_cast<std::uint32_t>(bytes.size())));
   }
   /// Offset of frame `n` (from 1).
   std::size_t at(std::uint32_t n) const { return 32 + std::size_t{n - 1} * (24 + page_size_); }

@@ -51,7 +51,15 @@ TEST(Journal, EveryPageAndSectorSize) {
   for (std::uint32_t page = 512; page <= 65536; page *= 2) {
     for (std::uint32_t sector = 32; sector <= 65536; sector *= 4) {
       JournalBuilder journal(page, sector, 100);
-      journal.header(3, 5).record(1).record(2).record(3).header(1, 6).record(50).header(2, 7).record(7).record(8);
+      journal.header(3, 5)
+          .record(1)
+          .record(2)
+          .record(3)
+          .header(1, 6)
+          .record(50)
+          .header(2, 7)
+          .record(7)
+          .record(8);
       journal.bytes.resize(std::max<std::size_t>(journal.bytes.size(), 512));
       const Scanned got = scan(journal.bytes);
       ASSERT_EQ(got.error, "") << page << " " << sector;
@@ -74,7 +82,8 @@ TEST(Journal, UnsyncedCountReadsToTheEnd) {
   EXPECT_EQ(scan(damaged).pages, (Pages{1, 2, 3, 4, 5, 6}));
 }
 
-// A header with count 0 is of a segment that was never synced: the pages in it were not yet written to the database.
+// A header with count 0 is of a segment that was never synced: the pages in it were not yet written to the
+// database.
 TEST(Journal, CountZeroHoldsNothing) {
   JournalBuilder journal(512, 512, 9);
   journal.header(2, 1).record(1).record(2).header(0, 2).record(3);
@@ -199,7 +208,8 @@ TEST(Journal, Content) {
 }
 
 TEST(SuperJournal, NameIsRead) {
-  for (const std::string& name : {std::string("/tmp/a-mj12345678"), std::string("/t/\xc3\xa4\xff-mj"), std::string(512, 'x')}) {
+  for (const std::string& name :
+       {std::string("/tmp/a-mj12345678"), std::string("/t/\xc3\xa4\xff-mj"), std::string(512, 'x')}) {
     JournalBuilder journal(512, 512, 9);
     journal.header(1, 1).record(1).super_journal(name);
     const auto got = read_super_journal_name(MemoryFile(journal.bytes));

@@ -27,7 +27,9 @@ class Index {
     return blocks_[block_of(frame)].data();
   }
   std::byte* header() { return block(1); }
-  Result<void> append(std::uint32_t frame, std::uint32_t pgno) { return append_frame(block(frame), frame, pgno); }
+  Result<void> append(std::uint32_t frame, std::uint32_t pgno) {
+    return append_frame(block(frame), frame, pgno);
+  }
 
   std::uint32_t find(std::uint32_t pgno, std::uint32_t mx_frame) {
     for (std::uint32_t b = block_of(mx_frame) + 1; b-- > 0;) {
@@ -38,7 +40,8 @@ class Index {
       for (std::uint32_t key = pgno * 383 & 8191;; key = (key + 1) & 8191) {
         const std::uint32_t entry = load_le<std::uint16_t>(p + 16384 + key * 2);
         if (entry == 0) break;
-        if (entry + zero <= mx_frame && load_le<std::uint32_t>(pages + (entry - 1) * 4) == pgno) found = entry + zero;
+        if (entry + zero <= mx_frame && load_le<std::uint32_t>(pages + (entry - 1) * 4) == pgno)
+          found = entry + zero;
       }
       if (found != 0) return found;
     }
@@ -94,8 +97,9 @@ TEST(WalIndexHeader, PublishedHeaderIsReadBack) {
   // wal.c's layout
   EXPECT_EQ(load_le<std::uint32_t>(block.data() + 16), 27u);
   EXPECT_EQ(std::memcmp(block.data(), block.data() + 48, 48), 0);
-  EXPECT_EQ(wal_checksum(false, ByteView(block.bytes).first(40), {}),
-            (WalChecksum{load_le<std::uint32_t>(block.data() + 40), load_le<std::uint32_t>(block.data() + 44)}));
+  EXPECT_EQ(
+      wal_checksum(false, ByteView(block.bytes).first(40), {}),
+      (WalChecksum{load_le<std::uint32_t>(block.data() + 40), load_le<std::uint32_t>(block.data() + 44)}));
 }
 
 TEST(WalIndexHeader, ZeroOrDamagedIsInvalid) {
@@ -166,7 +170,8 @@ TEST(WalIndexHeader, CheckpointInfo) {
   EXPECT_EQ(load_le<std::uint32_t>(block.data() + 128), 8u);
 }
 
-// Threads stand for processes here: a writer that goes on publishing and readers that must never see a mixture.
+// Threads stand for processes here: a writer that goes on publishing and readers that must never see a
+// mixture.
 TEST(WalIndexHeader, ConcurrentReadersSeeWholeHeaders) {
   Block block;
   publish_header(block.data(), sample_header(1));
@@ -219,7 +224,8 @@ TEST(WalIndexFrames, LookupFindsTheLastVersion) {
 
 TEST(WalIndexFrames, EveryPageTheSame) {
   Index index;
-  for (std::uint32_t frame = 1; frame <= 4062 + 4096; ++frame) ASSERT_TRUE(index.append(frame, 1).has_value()) << frame;
+  for (std::uint32_t frame = 1; frame <= 4062 + 4096; ++frame)
+    ASSERT_TRUE(index.append(frame, 1).has_value()) << frame;
   EXPECT_EQ(index.find(1, 4062 + 4096), 4062u + 4096u);
   EXPECT_EQ(index.find(1, 4062), 4062u);
   EXPECT_EQ(index.find(1, 17), 17u);
@@ -258,7 +264,8 @@ TEST(WalIndexFrames, LeftoversOfADeadWriterAreRemoved) {
     if (last > committed) {
       EXPECT_TRUE(frame_slot_used(dirty.block(committed + 1), committed + 1));
       if (block_of(committed + 1) == block_of(committed) && committed + 1 != 4063) {
-        EXPECT_EQ(dirty.append(committed + 1, 5).error().code, Errc::corrupt) << "leftovers are not written over";
+        EXPECT_EQ(dirty.append(committed + 1, 5).error().code, Errc::corrupt)
+            << "leftovers are not written over";
       }
     }
     remove_frames_above(dirty.block(committed), committed);

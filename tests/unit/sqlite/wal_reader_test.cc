@@ -99,7 +99,8 @@ TEST(ScanWal, GoesOnFromAPosition) {
   EXPECT_TRUE(scan(MemoryFile(wal.bytes), *header, wrong_sum).frames.empty());
   WalPosition other_generation = end;
   other_generation.salts.raw0 ^= 1;
-  const auto refused = scan_wal(file, *header, other_generation, [](const ScannedFrame&) -> Result<void> { return {}; });
+  const auto refused =
+      scan_wal(file, *header, other_generation, [](const ScannedFrame&) -> Result<void> { return {}; });
   EXPECT_EQ(refused.error().code, Errc::position);
 }
 
