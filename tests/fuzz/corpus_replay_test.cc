@@ -1,4 +1,5 @@
-// Replays a fuzzer's corpus in an ordinary build: every file once. Linked with the fuzzer's own LLVMFuzzerTestOneInput.
+// Replays a fuzzer's corpus in an ordinary build: every file once. Linked with the fuzzer's own
+// LLVMFuzzerTestOneInput.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -32,6 +33,8 @@ TEST(FuzzCorpus, EveryFileReplays) {
   }
 }
 
-TEST(FuzzCorpus, EmptyInput) { EXPECT_EQ(LLVMFuzzerTestOneInput(nullptr, 0), 0); }
+TEST(FuzzCorpus, EmptyInput) {
+  EXPECT_EQ(LLVMFuzzerTestOneInput(nullptr, 0), 0);
+}
 
 }  // namespace
