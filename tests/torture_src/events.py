@@ -1,0 +1,134 @@
+"""What happens to the processes of the torture, from killed writers to a replica with an empty disk."""
+
+import os
+import shutil
+import signal
+
+# (event, how often in one shuffled deck)
+DECK = [
+    ("kill_client", 12), ("kill_writers_of_one", 5), ("kill_all_writers", 1), ("freeze_client", 3),
+    ("kill_primary", 3), ("kill_replica", 3), ("kill_both", 1), ("restart_primary", 1), ("restart_replica", 1),
+    ("wipe_replica", 1), ("cut", 4), ("stall", 2), ("corrupt", 2),
+]
+
+
+class Events:
+    def __init__(self, torture):
+        self.torture = torture
+        self.random = torture.random
+
+    def possible(self, name):
+        return not self.torture.options.raw or name in ("kill_client", "kill_writers_of_one", "kill_all_writers",
+                                                        "freeze_client")
+
+    def play(self, name):
+        self.torture.say(name)
+        getattr(self, name)()
+
+    # ---- clients ----
+
+    def _kill_and_restart(self, clients):
+        for client in clients:
+            client.kill()
+        self.torture.run_for(self.random.choice([0, 0, 0.05, 0.5]))
+        for client in clients:
+            client.start()
+
+    def kill_client(self):
+        self._kill_and_restart([self.random.choice(self.torture.clients)])
+
+    def kill_writers_of_one(self):
+        """Everybody who writes to one database: what they leave is for recovery."""
+        database = self.random.choice([d for d in self.torture.databases if d.profile != "churn"])
+        self._kill_and_restart([client for client in self.torture.on_node(0)
+                                if any(target.startswith(database.id + ":") for target in client.targets)])
+
+    def kill_all_writers(self):
+        self._kill_and_restart([client for client in self.torture.on_node(0) if client.role != "reader"])
+
+    def freeze_client(self):
+        """SIGSTOP: whatever locks it holds stay held for a while."""
+        client = self.random.choice(self.torture.clients)
+        os.kill(client.process.pid, signal.SIGSTOP)
+        try:
+            self.torture.run_for(self.random.uniform(0.05, 1.0))
+        finally:
+            os.kill(client.process.pid, signal.SIGCONT)
+
+    # ---- daemons ----
+
+    def _kill_node(self, number):
+        """The daemon first; its clients may go on for a moment and must then die too: processes that outlive their
+        daemon are another issue's matter."""
+        torture = self.torture
+        node = torture.nodes[number]
+        torture.outage_begins(number)
+        node.kill()
+        torture.run_for(self.random.choice([0, 0, 0.02, 0.2]))
+        for client in torture.on_node(number):
+            client.kill()
+        node.detach_dead()
+
+    def _revive_node(self, number):
+        torture = self.torture
+        torture.nodes[number].start()
+        torture.supervise()
+        torture.outage_ends(number)
+        if number == 1:
+            torture.replica.wait_ready()
+        for client in torture.on_node(number):
+            client.start()
+
+    def kill_primary(self):
+        self._kill_node(0)
+        self.torture.run_for(self.random.choice([0, 0, 0.5]))
+        self._revive_node(0)
+
+    def kill_replica(self):
+        self._kill_node(1)
+        self.torture.run_for(self.random.choice([0, 0, 0.5, 2]))
+        self._revive_node(1)
+
+    def kill_both(self):
+        self._kill_node(0)
+        self._kill_node(1)
+        self._revive_node(0)
+        self._revive_node(1)
+
+    def _restart(self, number, between=lambda: None):
+        torture = self.torture
+        for client in torture.on_node(number):
+            client.quit()
+        torture.outage_begins(number)
+        torture.nodes[number].stop()
+        between()
+        self._revive_node(number)
+
+    def restart_primary(self):
+        self._restart(0)
+
+    def restart_replica(self):
+        self._restart(1)
+
+    def wipe_replica(self):
+        """A replaced machine with an empty disk."""
+        self._restart(1, lambda: shutil.rmtree(self.torture.replica.data))
+
+    # ---- the connection ----
+
+    def _for_a_while(self, begin, longest):
+        begin()
+        try:
+            self.torture.run_for(self.random.uniform(0.01, longest))
+        finally:
+            self.torture.proxy.mend()
+
+    def cut(self):
+        self._for_a_while(self.torture.proxy.cut, 2)
+
+    def stall(self):
+        self._for_a_while(self.torture.proxy.stall, 3)
+
+    def corrupt(self):
+        """One flipped bit must be refused, not applied; what follows repairs it."""
+        self.torture.proxy.corrupt_one_byte(self.random.randrange(1, 200_000))
