@@ -89,6 +89,7 @@ Result<void> ChangeLog::Impl::stream_pending() {
   {
     MutexLock lock(mutex);
     if (failed) return *failed;
+    if (segments.empty()) return removed();
     at = segments.back()->end + kRecordHeaderSize + p.streamed;
   }
   const ByteView image = ByteView(p.buffer).subspan(kRecordHeaderSize);
@@ -265,10 +266,10 @@ Result<void> ChangeLog::finish_append(const RecordInfo& given) {
   std::optional<RecordInfo> before;
   {
     MutexLock lock(i.mutex);
-    at = i.segments.back()->end;
+    if (!i.segments.empty()) at = i.segments.back()->end;
     before = i.last;
   }
-  auto written = check_follows(before, info);
+  auto written = at == 0 ? Result<void>(i.removed()) : check_follows(before, info);
   bool wrote = i.pending.streamed > 0;
   if (written.has_value()) {
     wrote = true;

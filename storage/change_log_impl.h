@@ -56,6 +56,7 @@ struct ChangeLog::Impl {
   void drop_pending(bool wrote) EXCLUDES(mutex);
   void publish(const RecordInfo& info, std::uint64_t at) EXCLUDES(mutex);
   Result<Txid> sync() EXCLUDES(mutex);
+  Error removed() const { return make_error(Errc::not_found, "change log " + dir + " was removed"); }
 
   struct Found {
     RecordInfo info;

@@ -9,7 +9,9 @@ namespace sluice::storage {
 using log_format::kSegmentHeaderSize;
 
 Result<void> ChangeLog::Impl::load() {
+  TRY_ASSIGN(const bool existed, fs.exists(dir));
   TRY(fs.make_directories(dir));
+  if (!existed) TRY(fs.sync_directory(parent_directory(dir)));
   TRY_ASSIGN(const auto entries, fs.list(dir));
   std::vector<Txid> names;
   for (const DirEntry& entry : entries) {

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,9 +20,9 @@ struct StoreOptions {
   RetentionPolicy retention;
 };
 
-/// Layout: DATA/lock, DATA/node.json (identity, format version, last role), DATA/fs/ (backing tree), DATA/log/<name>/…seg,
-/// DATA/checksums/<name>, DATA/tmp/, DATA/lost+found/. <name> is the database's path with '%' and '/' percent-encoded.
-/// Thread-safe.
+/// Layout: DATA/lock (held by an open-file-description lock, with the pid as text), DATA/node.json (identity,
+/// format version, last role), DATA/fs/ (backing tree), DATA/log/<name>/…seg, DATA/checksums/<name>,
+/// DATA/tmp/, DATA/lost+found/. <name> is the database's path with '%' and '/' percent-encoded. Thread-safe.
 class Store {
  public:
   /// Creates the directory if missing, takes DATA/lock (Errc::in_use names the holder's pid), reads node.json
@@ -31,16 +32,18 @@ class Store {
 
   NodeId node_id() const { return node_id_; }
   /// Role this directory was last used in; nullopt for a new one.
-  std::optional<Role> last_role() const { return last_role_; }
-  Result<void> set_last_role(Role role);
+  std::optional<Role> last_role() const EXCLUDES(mutex_);
+  /// Durable on return.
+  Result<void> set_last_role(Role role) EXCLUDES(opening_mutex_, mutex_);
 
   std::shared_ptr<Database> find(const std::string& name) const EXCLUDES(mutex_);
-  /// Opens or creates. Errc::invalid_argument for a name that is not a clean relative path.
-  Result<std::shared_ptr<Database>> open_database(const std::string& name) EXCLUDES(mutex_);
+  /// Opens or creates. Errc::invalid_argument for a name that is not a clean relative path, Errc::too_large
+  /// for one whose escaped form is no file name (over 255 bytes).
+  Result<std::shared_ptr<Database>> open_database(const std::string& name) EXCLUDES(opening_mutex_, mutex_);
   /// Sorted by name.
   std::vector<std::shared_ptr<Database>> list() const EXCLUDES(mutex_);
   /// Forgets a database and deletes its log and checksums (not its files under fs/).
-  Result<void> remove_database(const std::string& name) EXCLUDES(mutex_);
+  Result<void> remove_database(const std::string& name) EXCLUDES(opening_mutex_, mutex_);
 
   /// Set before anything is opened for work; passed on to every database.
   void set_observer(DatabaseObserver* observer) EXCLUDES(mutex_);
@@ -56,22 +59,31 @@ class Store {
 
  private:
   Store(FileSystem& fs, Clock& clock, StoreOptions options);
+  Result<void> make_layout();
   Result<void> lock_directory();
   Result<void> load_identity();
-  Result<void> save_identity();
+  Result<void> save_identity(std::optional<Role> role);
+  Result<void> clear_tmp();
+  Result<void> open_existing();
+  std::string identity_path() const { return options_.data_dir + "/node.json"; }
+  std::string log_root() const { return options_.data_dir + "/log"; }
+  std::string checksums_root() const { return options_.data_dir + "/checksums"; }
 
   FileSystem& fs_;
   Clock& clock_;
   const StoreOptions options_;
   NodeId node_id_;
-  std::optional<Role> last_role_;
   UniqueFd lock_;
+  Mutex opening_mutex_
+      ACQUIRED_BEFORE(mutex_);  ///< serialises changes of what is on disk; held over file I/O
   mutable Mutex mutex_;
+  std::optional<Role> last_role_ GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<Database>> databases_ GUARDED_BY(mutex_);
   DatabaseObserver* observer_ GUARDED_BY(mutex_) = nullptr;
 };
 
-/// Errc::invalid_argument unless `name` is a relative path of 1…1024 bytes without empty, "." or ".." components.
+/// Errc::invalid_argument unless `name` is a relative path of 1…1024 bytes without empty, "." or ".."
+/// components.
 Result<void> check_database_name(std::string_view name);
 std::string escape_name(std::string_view name);
 Result<std::string> unescape_name(std::string_view escaped);
