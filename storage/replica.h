@@ -34,12 +34,14 @@ struct IncomingChangeSet {
   std::uint64_t length = 0;
 };
 
-/// One database on a replica. Calls are serialised by the caller (one SerialQueue a database); they block on the disk.
+/// One database on a replica. Calls are serialised by the caller, but sync(), which may run beside the others, and the
+/// positions; they block on the disk.
 class ReplicaDatabase {
  public:
   virtual ~ReplicaDatabase() = default;
   virtual const std::string& name() const = 0;
-  /// Position of the log (received), and of what readers see.
+  /// Position of the log (received), and of what readers see. logged() is Pos{} while the content is not usable (an error
+  /// after the point of no return, files that do not fit the log): a snapshot, or the history from TXID 1, heals it.
   virtual Pos logged() const = 0;
   virtual Pos applied() const = 0;
   virtual Epoch epoch() const = 0;
@@ -48,14 +50,16 @@ class ReplicaDatabase {
   virtual Result<void> begin_change_set(const IncomingChangeSet& head) = 0;
   virtual Result<void> change_set_bytes(ByteView bytes) = 0;
   /// Verifies the whole image (structure, file checksum, post-apply checksum against the page checksums), appends it to
-  /// the log, applies it. Errc::corrupt / Errc::position: nothing was changed, resynchronise. Any other error after the
-  /// point of no return marks the database failed: it must be resynchronised by snapshot.
+  /// the log, applies it. Errc::corrupt / Errc::position: nothing was changed, resynchronise. Errc::busy: readers are in
+  /// the way of a page size change; nothing was changed, offer it again. Any other error: see logged(); unless it is
+  /// Pos{} nothing was changed (a full disk, say), offer it again later.
   virtual Result<void> finish_change_set() = 0;
   virtual void abort_change_set() = 0;
 
   /// A snapshot: pages in any order, the last version counts. Collected beside the live database and installed at the end
   /// after its checksum over all pages equals end.pos.checksum; with the same page size only differing pages are applied, as
-  /// one change set, so readers see no break.
+  /// one change set, so readers see no break. Pages not sent are taken from the database as it is. Errc::corrupt,
+  /// Errc::stale_epoch and Errc::busy (readers in the way of another page size): nothing was changed.
   virtual Result<void> begin_snapshot(std::uint32_t page_size, std::uint32_t pages) = 0;
   virtual Result<void> snapshot_page(Pgno pgno, ByteView content) = 0;
   virtual Result<void> finish_snapshot(const SnapshotEnd& end) = 0;
@@ -68,8 +72,12 @@ class ReplicaDatabase {
 /// All databases of a replica. Thread-safe.
 class Replica {
  public:
-  /// `pool` runs checkpoints. Recovers every database of the store: WAL and wal-index are disposable on a replica, the log
-  /// above the backfilled TXID is replayed into the database file.
+  /// Before the mount starts: recovers every database of the store (WAL and wal-index are disposable on a replica, the log
+  /// above the backfilled TXID is replayed into the database file), so that no client ever opens one that is half-way.
+  /// Databases of a directory last used as primary are moved to DATA/lost+found. Records the role. A database that
+  /// does not fit its log is no error: it will ask for a snapshot.
+  static Result<void> recover(Store& store);
+  /// Opens every database of the store, recovering what recover() was not called for. `pool` runs checkpoints.
   static Result<std::unique_ptr<Replica>> open(Store& store, MountAccess& access, ThreadPool& pool,
                                                ReplicaOptions options);
   virtual ~Replica() = default;

@@ -1,0 +1,195 @@
+#include "replication/database_feed.h"
+
+#include <utility>
+
+namespace sluice::replication {
+namespace {
+
+constexpr auto kTurn = std::chrono::milliseconds(5);  // then other databases get the thread
+
+// Damage on the way, or a position that moved: the log can go on from what is here. Everything else may have happened after
+// the point of no return.
+bool log_can_help(Errc code) {
+  return code == Errc::protocol || code == Errc::corrupt || code == Errc::position;
+}
+
+}  // namespace
+
+std::uint64_t content_cost(const Message& message, std::size_t payload) {
+  const bool content = database_id(message) != 0 && !std::holds_alternative<DatabaseStart>(message) &&
+                       !std::holds_alternative<Ack>(message);
+  return content ? frame_cost(payload) : 0;
+}
+
+DatabaseFeed::DatabaseFeed(FeedContext& context, std::string name,
+                           std::shared_ptr<storage::ReplicaDatabase> database)
+    : context_(context), name_(std::move(name)), database_(std::move(database)) {
+  shared_ = database_;
+  if (!database_) return;
+  status_.logged = database_->logged();
+  status_.applied = database_->applied().txid;
+  status_.epoch = database_->epoch();
+}
+
+std::uint64_t DatabaseFeed::restart() {
+  MutexLock lock(mutex_);
+  // A DatabaseUnknown stays: what it says holds for whatever comes next.
+  std::erase_if(queue_, [](const Item& item) { return !std::holds_alternative<DatabaseUnknown>(item.message); });
+  queued_cost_ = 0;
+  const std::uint64_t generation = ++status_.generation;
+  status_.consumed = 0;
+  status_.failure.reset();
+  if (std::exchange(touched_, false)) {
+    abort_ = true;
+    schedule();
+  }
+  return generation;
+}
+
+std::uint64_t DatabaseFeed::push(Message message, ByteView payload, bool payload_intact) {
+  MutexLock lock(mutex_);
+  Item item;
+  item.cost = content_cost(message, payload.size());
+  item.message = std::move(message);
+  item.payload.assign(payload.begin(), payload.end());
+  item.payload_intact = payload_intact;
+  item.generation = status_.generation;
+  item.arrived = context_.clock.now();
+  // After a failure the rest of the stream means nothing; the primary is told.
+  if (status_.failure && !std::holds_alternative<DatabaseUnknown>(item.message)) return 0;
+  touched_ = true;
+  queued_cost_ += item.cost;
+  queue_.push_back(std::move(item));
+  schedule();
+  return queued_cost_;
+}
+
+void DatabaseFeed::request_sync() {
+  MutexLock lock(mutex_);
+  if (!status_.unsynced || syncing_ || !shared_ || !context_.gate.enter()) return;
+  syncing_ = true;
+  status_.unsynced = false;
+  auto task = [self = shared_from_this(), database = shared_] {
+    self->sync(*database);
+    self->context_.gate.leave();
+  };
+  if (context_.pool.post(std::move(task))) return;
+  syncing_ = false;
+  context_.gate.leave();
+}
+
+DatabaseFeed::Status DatabaseFeed::status() {
+  MutexLock lock(mutex_);
+  told_ = false;
+  Status status = status_;
+  status.busy = running_ || abort_;
+  return status;
+}
+
+std::optional<MonotonicTime> DatabaseFeed::pending_since() const {
+  MutexLock lock(mutex_);
+  if (working_on_) return working_on_;
+  if (!queue_.empty()) return queue_.front().arrived;
+  return std::nullopt;
+}
+
+void DatabaseFeed::schedule() {
+  if (running_ || !context_.gate.enter()) return;
+  running_ = true;
+  if (context_.pool.post([self = shared_from_this()] { self->drain(); })) return;
+  running_ = false;
+  context_.gate.leave();
+}
+
+void DatabaseFeed::drain() {
+  const MonotonicTime until = context_.clock.now() + kTurn;
+  while (drain_one()) {
+    if (context_.clock.now() < until) continue;
+    if (context_.pool.post([self = shared_from_this()] { self->drain(); })) return;
+    break;
+  }
+  context_.gate.leave();
+}
+
+DatabaseFeed::Step DatabaseFeed::next(Item& item) {
+  MutexLock lock(mutex_);
+  working_on_.reset();
+  if (std::exchange(abort_, false)) return Step::abort;
+  if (!context_.gate.closed() && !queue_.empty()) {
+    item = std::move(queue_.front());
+    queue_.pop_front();
+    working_on_ = item.arrived;
+    return Step::item;
+  }
+  running_ = false;
+  return Step::idle;
+}
+
+// False: nothing to do; the task is over.
+bool DatabaseFeed::drain_one() {
+  Item item;
+  switch (next(item)) {
+    case Step::idle: tell(); return false;
+    case Step::abort: abort_open(); return true;
+    case Step::item: work_off(std::move(item)); return true;
+  }
+  return false;
+}
+
+void DatabaseFeed::work_off(Item item) {
+  const Txid before = database_ ? database_->applied().txid : Txid(0);
+  Result<void> result = handle(item);
+  if (result.has_error()) abort_open();
+  {
+    MutexLock lock(mutex_);
+    shared_ = database_;
+    if (database_) {
+      status_.logged = database_->logged();
+      status_.applied = database_->applied().txid;
+      status_.epoch = database_->epoch();
+    } else {
+      status_.logged = Pos{};
+      status_.applied = status_.durable = Txid(0);
+    }
+    if (status_.applied != before) status_.unsynced = progressed_ = true;
+    // A restart meanwhile: nobody asks about the old stream any more.
+    if (item.generation == status_.generation) {
+      queued_cost_ -= item.cost;
+      status_.consumed += item.cost;
+      if (result.has_error()) {
+        const Error& error = result.error();
+        status_.failure = Failure{error, !log_can_help(error.code) || !progressed_};
+        progressed_ = false;
+        std::erase_if(queue_, [](const Item& i) { return !std::holds_alternative<DatabaseUnknown>(i.message); });
+        queued_cost_ = 0;
+      }
+    }
+  }
+  tell();
+}
+
+void DatabaseFeed::sync(storage::ReplicaDatabase& database) {
+  const Result<Txid> durable = database.sync();
+  {
+    MutexLock lock(mutex_);
+    syncing_ = false;
+    if (shared_.get() != &database) return;  // discarded meanwhile
+    if (durable.has_value()) {
+      status_.durable = *durable;
+    } else {
+      // The log refuses everything from now on; a snapshot starts a new one, or fails with the same cause.
+      status_.failure = Failure{durable.error(), true};
+    }
+  }
+  tell();
+}
+
+void DatabaseFeed::tell() {
+  {
+    MutexLock lock(mutex_);
+    if (std::exchange(told_, true)) return;
+  }
+  context_.news(shared_from_this());
+}
+
+}  // namespace sluice::replication
