@@ -126,24 +126,36 @@ def add_hooks(amalgamation, target):
         file.write("void (*sluice_fault_hook)(int) = 0;\n" + text)
 
 
-COMPILE = ["cc", "-O1", "-g", "-w", "-DSQLITE_THREADSAFE=1", "-DSQLITE_OMIT_LOAD_EXTENSION", "-DHAVE_USLEEP=1"]
+COMPILE = ["cc", "-O1", "-g", "-w", "-DSQLITE_THREADSAFE=1", "-DHAVE_USLEEP=1"]
+
+
+def newer(target, inputs):
+    return os.path.exists(target) and all(os.path.getmtime(target) > os.path.getmtime(i) for i in inputs)
+
+
+def library(cache, with_hooks):
+    """The amalgamation as an object file, compiled once."""
+    build = os.path.join(cache, "amalgamation")
+    source = os.path.join(build, "sqlite3.c")
+    if with_hooks:
+        plain, source = source, os.path.join(build, "sqlite3-hooked.c")
+        if not newer(source, [plain, os.path.abspath(__file__)]):
+            add_hooks(plain, source)
+    target = source.removesuffix(".c") + ".o"
+    if not newer(target, [source]):
+        run(COMPILE + ["-c", "-o", target, source], "compiling SQLite")
+    return target
 
 
 def program(cache, name, sources, flags=(), with_hooks=False):
-    """Compiles a program against the source package's SQLite, once per change of its sources."""
-    build = os.path.join(cache, "amalgamation")
+    """Compiles a program against the source package's SQLite unless that is done."""
     target = os.path.join(cache, "bin", name)
-    sqlite = os.path.join(build, "sqlite3.c")
-    inputs = list(sources) + [os.path.abspath(__file__), sqlite]
-    if os.path.exists(target) and all(os.path.getmtime(target) > os.path.getmtime(i) for i in inputs):
+    sqlite = library(cache, with_hooks)
+    if newer(target, list(sources) + [sqlite]):
         return target
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    if with_hooks:
-        hooked = os.path.join(build, "sqlite3-hooked.c")
-        add_hooks(sqlite, hooked)
-        sqlite = hooked
-    command = COMPILE + list(flags) + ["-I", build, "-o", target] + list(sources) + [sqlite, "-lpthread", "-lm"]
-    run(command, f"compiling {name}")
+    command = COMPILE + list(flags) + ["-I", os.path.dirname(sqlite), "-o", target] + list(sources)
+    run(command + [sqlite, "-lpthread", "-ldl", "-lm"], f"compiling {name}")
     return target
 
 
