@@ -49,7 +49,7 @@ Result<bool> image_is_whole(const File& file, std::uint64_t offset, const Record
 /// was written after the broken place had been synced. Returns whether there is anything but zeros.
 Result<bool> inspect_tail(const File& file, std::uint64_t salt, std::uint64_t broken,
                           std::uint64_t file_size) {
-  bool anything = false;
+  std::uint64_t used = 0;
   Bytes piece;
   for (std::uint64_t at = broken; at < file_size; at += kPieceSize) {
     // Pieces overlap by one header, so that none is missed across the border.
@@ -57,8 +57,10 @@ Result<bool> inspect_tail(const File& file, std::uint64_t salt, std::uint64_t br
     piece.resize(static_cast<std::size_t>(want));
     TRY_ASSIGN(const std::size_t n, file.read_at(at, piece));
     piece.resize(n);
-    if (all_zero(piece)) continue;
-    anything = true;
+    const auto last =
+        std::find_if(piece.rbegin(), piece.rend(), [](std::byte b) { return b != std::byte{0}; });
+    if (last == piece.rend()) continue;
+    used = at - broken + static_cast<std::uint64_t>(piece.rend() - last);
     for (std::size_t i = 0; i + kRecordHeaderSize <= n; i += kAlignment) {
       const auto later = log_format::parse_record_header(ByteView(piece).subspan(i), salt, at + i);
       if (later && later->durable_offset > broken) {
@@ -68,7 +70,7 @@ Result<bool> inspect_tail(const File& file, std::uint64_t salt, std::uint64_t br
       }
     }
   }
-  return anything;
+  return used;
 }
 
 }  // namespace
@@ -162,8 +164,7 @@ Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& s
   }
   segment.indexed = true;
   if (tail.end < size) {
-    TRY_ASSIGN(const bool anything, inspect_tail(*file, salt, tail.end, size));
-    if (anything) tail.cut_bytes = size - tail.end;
+    TRY_ASSIGN(tail.cut_bytes, inspect_tail(*file, salt, tail.end, size));
   }
   return tail;
 }
