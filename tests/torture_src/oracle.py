@@ -120,3 +120,7 @@ class Oracle:
             digests = [self.judge(database, image)["digest"] for image in images]
             if digests[0] != digests[1]:
                 raise TestFailure(f"{database.path}: the stopped nodes' files differ: {digests} ({scratch})")
+            # Closing the judge's connection has checkpointed the copies.
+            difference = first_difference(*images)
+            if difference:
+                raise TestFailure(f"{database.path}: the stopped nodes' files differ: {difference} ({scratch})")

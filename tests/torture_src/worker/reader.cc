@@ -172,14 +172,22 @@ int Reader::run() {
   return 0;
 }
 
-int checkpoint(Database& db, int mode) {
-  return sqlite3_wal_checkpoint_v2(db.handle(), nullptr, mode, nullptr, nullptr);
-}
-
 }  // namespace
 
 int run_reader(const Options& options, Control& control) {
   return Reader(options, control).run();
+}
+
+int run_checkpoint(Database& db, Control& control, Random& random, const std::string& where) {
+  const int mode = random.between(SQLITE_CHECKPOINT_PASSIVE, SQLITE_CHECKPOINT_TRUNCATE);
+  const int rc = sqlite3_wal_checkpoint_v2(db.handle(), nullptr, mode, nullptr, nullptr);
+  if (rc == SQLITE_IOERR_WRITE) {
+    ++control.odd;
+  } else if (rc != SQLITE_OK) {
+    const std::string message = sqlite3_errmsg(db.handle());
+    report(control, where, SqlError(rc, "checkpoint: " + message + " (" + std::to_string(rc) + ")"));
+  }
+  return rc;
 }
 
 int run_checkpointer(const Options& options, Control& control) {
@@ -195,19 +203,10 @@ int run_checkpointer(const Options& options, Control& control) {
         db.open(options.targets[open].path, SQLITE_OPEN_READWRITE, random.chance(0.5) ? 0 : 2000);
         db.integer("SELECT count(*) FROM sqlite_schema");
       }
-      const int mode = random.between(SQLITE_CHECKPOINT_PASSIVE, SQLITE_CHECKPOINT_TRUNCATE);
-      const int rc = checkpoint(db, mode);
-      trail.note("checkpoint", static_cast<std::uint64_t>(mode), static_cast<std::uint64_t>(rc));
-      if (rc == SQLITE_OK) {
-        ++control.done;
-      } else if (rc == SQLITE_IOERR_WRITE) {
-        ++control.odd;  // the guard against SQLite's WAL-reset bug refuses a stale checkpoint
-      } else {
-        const SqlError error(
-            rc, "checkpoint: " + std::string(sqlite3_errmsg(db.handle())) + " (" + std::to_string(rc) + ")");
-        report(control, options.targets[open].path, error);
-        if (!error.is_busy()) db.close();
-      }
+      const int rc = run_checkpoint(db, control, random, options.targets[open].path);
+      trail.note("checkpoint", open, static_cast<std::uint64_t>(rc));
+      if (rc == SQLITE_OK) ++control.done;
+      if (rc != SQLITE_OK && rc != SQLITE_BUSY) db.close();
     } catch (const SqlError& error) {
       db.close();
       report(control, options.targets[open].path, error);

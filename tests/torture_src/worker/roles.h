@@ -44,6 +44,12 @@ int run_init(const Options& options);
 /// "-" in `ledgers` compares with no ledger.
 int run_verify(const Options& options);
 
+/// A checkpoint of any mode. BUSY is counted, and so is IOERR_WRITE: the guard against SQLite's WAL-reset bug
+/// refuses a stale checkpointer; anything else is reported. Returns SQLite's code.
+class Database;
+class Random;
+int run_checkpoint(Database& db, Control& control, Random& random, const std::string& where);
+
 /// Tells the orchestrator about an exception from SQLite, unless it is BUSY (counted).
 class SqlError;
 void report(Control& control, const std::string& where, const SqlError& error);

@@ -121,9 +121,7 @@ void Writer::transactions(std::vector<Part>& parts) {
     if (control_.pause_wanted() && !linger) return;
     if (!control_.proceed()) return;
     if (transaction(parts)) ++control_.done;
-    if (random_.chance(profile_.checkpoint)) {
-      sqlite3_wal_checkpoint_v2(db_.handle(), nullptr, random_.between(0, 3), nullptr, nullptr);
-    }
+    if (random_.chance(profile_.checkpoint)) run_checkpoint(db_, control_, random_, options_.targets[0].path);
     // Bursts at full speed and calm stretches in turn: the tail has to find both.
     const std::uint64_t now = now_ns();
     if (now > burst_until_ns_) {
