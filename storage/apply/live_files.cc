@@ -1,0 +1,119 @@
+#include "storage/apply/live_files.h"
+
+#include <fcntl.h>
+
+#include <chrono>
+
+#include "storage/apply/fresh_wal.h"
+#include "storage/apply/io.h"
+
+namespace sluice::storage::apply {
+
+using sqlite::ShmLock;
+
+Result<std::unique_ptr<LiveFiles>> LiveFiles::open(MountAccess& access, std::string name) {
+  std::unique_ptr<LiveFiles> files(new LiveFiles(access, std::move(name)));
+  TRY_ASSIGN(files->mount_database_, access.open(files->name_, O_RDWR));
+  TRY_ASSIGN(files->database_, access.open_backing(files->name_, O_RDWR));
+  return files;
+}
+
+Result<void> LiveFiles::lock_shared(int wait_ms) {
+  const int fd = mount_database_.get();
+  TRY(ofd_lock_wait(fd, F_RDLCK, sqlite::kPendingByte, 1, wait_ms));
+  const Result<void> shared = ofd_lock_wait(fd, F_RDLCK, sqlite::kSharedFirst, sqlite::kSharedSize, wait_ms);
+  TRY(ofd_lock(fd, F_UNLCK, sqlite::kPendingByte, 1));
+  return shared;
+}
+
+Result<void> LiveFiles::lock_exclusive(int wait_ms) {
+  // PENDING first, so that new readers wait; RESERVED and the shared bytes follow it in the file.
+  const int fd = mount_database_.get();
+  Result<void> locked = ofd_lock_wait(fd, F_WRLCK, sqlite::kPendingByte, 1, wait_ms);
+  if (!locked.has_error()) {
+    locked = ofd_lock_wait(fd, F_WRLCK, sqlite::kReservedByte, 1 + sqlite::kSharedSize, wait_ms);
+    if (locked.has_error()) TRY(ofd_lock(fd, F_UNLCK, sqlite::kPendingByte, 1));
+  }
+  if (locked.has_error() && locked.error().code == Errc::busy) {
+    return make_error(Errc::busy, name_ + " is in use by " +
+                                      lock_holders(fd, sqlite::kPendingByte, 2 + sqlite::kSharedSize));
+  }
+  return locked;
+}
+
+Result<void> LiveFiles::downgrade() {
+  const int fd = mount_database_.get();
+  TRY(ofd_lock(fd, F_RDLCK, sqlite::kSharedFirst, sqlite::kSharedSize));
+  return ofd_lock(fd, F_UNLCK, sqlite::kPendingByte, 2);
+}
+
+Result<UniqueFd> LiveFiles::open_beside(const std::string& path, UniqueFd* through_mount) {
+  auto existing = access_.open(path, O_RDWR);
+  const bool created = existing.has_error() && existing.error().code == Errc::not_found;
+  if (created) existing = access_.open(path, O_RDWR | O_CREAT, 0644);
+  TRY_ASSIGN(UniqueFd mounted, std::move(existing));
+  TRY_ASSIGN(UniqueFd backing, access_.open_backing(path, O_RDWR));
+  if (created) inherit_owner(backing.get(), access_.backing_path(name_), 0666);
+  if (through_mount != nullptr) *through_mount = std::move(mounted);
+  return backing;
+}
+
+Result<void> LiveFiles::open_wal(std::uint32_t page_size, int wait_ms) {
+  TRY_ASSIGN(wal_, open_beside(wal_name(), nullptr));
+  TRY_ASSIGN(const std::uint64_t wal_size, file_size(wal_.get(), wal_name()));
+  if (wal_size == 0) {
+    const FreshWalHeader fresh = make_fresh_wal_header(page_size, 0);
+    TRY(write_full(wal_.get(), 0, fresh.bytes, wal_name()));
+  }
+  TRY_ASSIGN(shm_, open_beside(shm_name(), &mount_shm_));
+  // A client that comes first truncates and recovers under the write lock of this byte. We never need to truncate: what
+  // the file says is judged, and put right, under the WRITE lock.
+  return ofd_lock_wait(mount_shm_.get(), F_RDLCK, static_cast<std::uint64_t>(ShmLock::dms), 1, wait_ms);
+}
+
+Result<void> LiveFiles::lock(ShmLock first, unsigned count, int wait_ms) {
+  return ofd_lock_wait(mount_shm_.get(), F_WRLCK, static_cast<std::uint64_t>(first), count, wait_ms);
+}
+
+bool LiveFiles::try_lock(ShmLock first, unsigned count) {
+  return !ofd_lock(mount_shm_.get(), F_WRLCK, static_cast<std::uint64_t>(first), count).has_error();
+}
+
+void LiveFiles::unlock(ShmLock first, unsigned count) {
+  // Unlocking bytes of one's own open file cannot conflict; ENOLCK needs a lock table that is full.
+  (void)ofd_lock(mount_shm_.get(), F_UNLCK, static_cast<std::uint64_t>(first), count);
+}
+
+Result<void> LiveFiles::lock_each(ShmLock first, unsigned count, int wait_ms) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(wait_ms);
+  for (unsigned i = 0; i < count; ++i) {
+    const auto byte = static_cast<ShmLock>(static_cast<std::uint32_t>(first) + i);
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+        deadline - std::chrono::steady_clock::now());
+    const int left_ms = left.count() > 0 ? static_cast<int>(left.count()) : 0;
+    const Result<void> locked = lock(byte, 1, left_ms);
+    if (!locked.has_error()) continue;
+    if (i > 0) unlock(first, i);
+    if (locked.error().code != Errc::busy && locked.error().code != Errc::deadline) return locked;
+    return make_error(Errc::busy, name_ + ": still being read after " + std::to_string(wait_ms) + " ms by " +
+                                      readers());
+  }
+  return {};
+}
+
+std::string LiveFiles::readers() const {
+  return lock_holders(mount_shm_.get(), static_cast<std::uint64_t>(ShmLock::read0), 5);
+}
+
+Result<void> LiveFiles::resize_database(std::uint64_t size) {
+  return access_.truncate(mount_database_.get(), size);
+}
+
+Result<void> LiveFiles::resize_shm(std::uint64_t size) { return access_.truncate(mount_shm_.get(), size); }
+
+Result<void> LiveFiles::resize_wal(std::uint64_t size) {
+  TRY_ASSIGN(const UniqueFd mounted, access_.open(wal_name(), O_RDWR));
+  return access_.truncate(mounted.get(), size);
+}
+
+}  // namespace sluice::storage::apply
