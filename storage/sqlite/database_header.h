@@ -35,7 +35,7 @@ struct DatabaseHeader {
 /// True when `in` begins with SQLite's magic string.
 bool looks_like_database(ByteView in);
 /// Errc::corrupt: shorter than 100 bytes, wrong magic, impossible page size, versions over 2, payload fractions that are
-/// not 64/32/32.
+/// not 64/32/32, reserved bytes that leave less than 480 of a page.
 Result<DatabaseHeader> parse_database_header(ByteView in);
 
 }  // namespace sluice::sqlite

@@ -32,9 +32,12 @@ struct JournalSummary {
 /// True for a journal that SQLite would consider for playback: at least one byte and the first byte not zero.
 Result<bool> journal_has_content(const File& journal);
 
-/// Reads every segment; calls `visit` with the page number of each record whose checksum is right (all of them, in an
-/// unsynced segment up to the first wrong one: as playback would). Errc::not_found: no valid header (nothing to play
-/// back). Impossible sizes end the scan as they end playback; nothing is allocated by what the file claims.
+/// Reads every segment as the rollback of a hot journal would, and calls `visit` once with each page that it would play
+/// back. The first wrong checksum, page number 0 or the lock page ends the scan; pages beyond the old size and second
+/// records of a page are passed over. A segment with count 0 was never synced, so none of its pages has been written to
+/// the database: nothing is visited. Whether a super-journal exists is the caller's to find out. Errc::not_found: no
+/// valid header (nothing to play back). Errc::unsupported: without a page size (SQLite before 3.5.8). Impossible sizes
+/// end the scan as they end playback; nothing is allocated by what the file claims.
 Result<JournalSummary> scan_journal(const File& journal, FunctionRef<void(Pgno)> visit);
 
 /// The super-journal's name at the end of the journal, if a valid one is there.

@@ -58,9 +58,11 @@ enum class HeaderState {
 };
 
 /// Reads copy [0], barrier, copy [1]; tries a bounded number of times for equal copies.
+/// Does not look at the version: compare it with kWalIndexVersion before believing the rest.
 HeaderState read_header(const std::byte* index, WalIndexHeader& out);
 CheckpointInfo read_checkpoint_info(const std::byte* index);
-/// Computes the checksum, stores copy [1], full barrier, copy [0] (walIndexWriteHdr's order).
+/// Sets version, is_init and checksum, stores copy [1], full barrier, copy [0] (walIndexWriteHdr's order). The caller holds
+/// the WRITE lock and has counted `change` up; everything it stored in the index before is visible to whoever sees the header.
 void publish_header(std::byte* index, WalIndexHeader header);
 
 // Checkpoint info fields, with the ordering SQLite uses (atomic, release/acquire).
@@ -74,11 +76,12 @@ void store_read_mark(std::byte* index, unsigned mark, std::uint32_t frame);
 constexpr std::uint32_t block_of(std::uint32_t frame) {
   return (frame + kBlockFrames - kFirstBlockFrames - 1) / kBlockFrames;
 }
-/// Page number of `frame` from its block (32 KiB at `block`).
+/// Page number of `frame` from its block (32 KiB at `block`); 0 for frame 0. Frames up to a mx_frame that was read from the
+/// header before are there; anything else may be garbage.
 std::uint32_t frame_page(const std::byte* block, std::uint32_t frame);
 /// Adds `frame` -> `pgno` to its block: zeroes the block at its first entry, stores the page number, then the hash slot
 /// (release). The caller has called remove_frames_above first if frames above mx_frame may be left over.
-/// Errc::corrupt when the hash table has no free slot.
+/// Errc::corrupt when the frame's entry is in use (leftovers) or the hash table has no free slot.
 Result<void> append_frame(std::byte* block, std::uint32_t frame, std::uint32_t pgno);
 /// walCleanupHash: forgets entries of the block that are beyond `mx_frame` (which lies in this block).
 void remove_frames_above(std::byte* block, std::uint32_t mx_frame);

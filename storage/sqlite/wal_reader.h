@@ -27,7 +27,9 @@ Result<WalHeader> read_wal_header(const File& wal);
 
 /// Scans from `start` (frame 0 with the header's checksum: from the beginning) to the end of the valid chain, in pieces
 /// of at most 1 MiB. Calls `visit` for each frame of a committed transaction, in order, after its commit frame was found
-/// valid. Frames after the last commit are not visited.
+/// valid. Frames after the last commit are not visited. Frames with zero salts end the chain, as in recovery (see
+/// FrameHeader::zero_salt). Errc::position when `start` has other salts than `header`; the file's and the visitor's
+/// errors. Memory: a piece, and four bytes for each frame of the open transaction.
 Result<WalScan> scan_wal(const File& wal, const WalHeader& header, const WalPosition& start,
                          FunctionRef<Result<void>(const ScannedFrame&)> visit);
 
