@@ -1,6 +1,7 @@
 """tests/bench: Sluice against the plain file system. docs/PERFORMANCE.md says what is measured and how.
 
-Ends with 0; with 1 when a target is missed (never with --quick); with 2 when something failed or a result was wrong.
+Ends with 0; with 1 when a target is missed (never with --quick); with 2 when something failed or a result was wrong;
+with 130 when it was interrupted.
 """
 
 import argparse
@@ -129,6 +130,9 @@ def main():
     except (TestFailure, subprocess.SubprocessError) as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print_report(options, machine, rows, findings)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
