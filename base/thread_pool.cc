@@ -68,26 +68,26 @@ bool SerialQueue::post(std::function<void()> task) {
 }
 
 void SerialQueue::run_one() {
-  std::function<void()> task;
-  {
-    MutexLock lock(mutex_);
-    task = std::move(queue_.front());
-    queue_.pop_front();
-  }
-  task();
-  task = nullptr;
-  {
-    MutexLock lock(mutex_);
-    if (queue_.empty()) {
-      running_ = false;
-      return;
+  for (;;) {
+    std::function<void()> task;
+    {
+      MutexLock lock(mutex_);
+      task = std::move(queue_.front());
+      queue_.pop_front();
     }
+    task();
+    task = nullptr;
+    {
+      MutexLock lock(mutex_);
+      if (queue_.empty()) {
+        running_ = false;
+        return;
+      }
+    }
+    // Back of the pool's queue, so that one busy database does not starve the others. A pool that is stopping runs what was
+    // accepted: then right here.
+    if (pool_.post([self = shared_from_this()] { self->run_one(); })) return;
   }
-  // Back of the pool's queue, so that one busy database does not starve the others.
-  if (pool_.post([self = shared_from_this()] { self->run_one(); })) return;
-  MutexLock lock(mutex_);
-  running_ = false;
-  queue_.clear();
 }
 
 }  // namespace sluice

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <thread>
 
 namespace sluice {
 namespace {
@@ -123,6 +124,28 @@ TEST(SerialQueue, KeepsOrderAndNeverOverlapsUnderLoad) {
     EXPECT_EQ(lane.overlapped, 0);
     for (const int n : lane.next) EXPECT_EQ(n, kTasks);
   }
+}
+
+TEST(SerialQueue, WhatWasAcceptedRunsAlsoWhenThePoolStops) {
+  std::atomic<int> ran{0};
+  ThreadPool pool("stopping", 1);
+  const auto queue = SerialQueue::create(pool);
+  std::promise<void> started;
+  std::promise<void> go;
+  int accepted = 0;
+  accepted += queue->post([&] {
+    started.set_value();
+    go.get_future().wait();
+    ++ran;
+  });
+  for (int i = 0; i < 10; ++i) accepted += queue->post([&] { ++ran; });
+  started.get_future().wait();
+  std::thread stopper([&] { pool.stop(); });
+  // The pool refuses new tasks once it is stopping; only then does the first one end.
+  while (pool.post([] {})) std::this_thread::yield();
+  go.set_value();
+  stopper.join();
+  EXPECT_EQ(ran.load(), accepted);
 }
 
 TEST(SerialQueue, ABusyQueueDoesNotStarveAnother) {
