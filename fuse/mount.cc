@@ -97,13 +97,14 @@ MountImpl::~MountImpl() {
 Result<void> MountImpl::unmount_patiently(int wait_ms) {
   const auto start = std::chrono::steady_clock::now();
   const auto deadline = start + std::chrono::milliseconds(wait_ms);
-  auto next_report = start;
+  auto next_report = start + std::chrono::milliseconds(2 * kBusyRetry_ms);  // closing a file can outlast close()
   for (;;) {
     auto done = unmount(mountpoint_, device_, false);
     if (done || done.error().code != Errc::busy) return done;
     const auto now = std::chrono::steady_clock::now();
-    if (now >= next_report) {
-      LOG_WARN("mount point {} is in use by {}", mountpoint_, mount_users(mountpoint_, device_));
+    if (now >= next_report || now >= deadline) {
+      const std::string users = mount_users(mountpoint_, device_);
+      LOG_WARN("mount point {} is in use by {}", mountpoint_, users.empty() ? "the kernel only" : users);
       next_report = now + std::chrono::milliseconds(kBusyReport_ms);
     }
     if (now >= deadline) return done;

@@ -67,6 +67,7 @@ void Operations::write(Request request, NodeId id, HandleId handle, ByteView dat
   op.file = node->kind;
   op.path = node->names->path;
   op.database = node->names->database;
+  op.unlinked = !node->linked;
   op.offset = offset;
   op.data = data;
   op.write_access = true;
@@ -102,6 +103,7 @@ void Operations::fsync(Request request, NodeId id, HandleId handle, bool data_on
   op.file = node->kind;
   op.path = node->names->path;
   op.database = node->names->database;
+  op.unlinked = !node->linked;
   op.own = (file && file->own) || p_.own_threads.contains(request.thread_id());
   observe(std::move(request), op,
           [this, perform](Request& r, const Op& o) { r.error(p_.observer.run(o, perform)); });

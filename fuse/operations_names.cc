@@ -135,6 +135,7 @@ void Operations::setattr(Request request, NodeId id, const AttrChange& change) {
   op.file = node->kind;
   op.path = node->names->path;
   op.database = node->names->database;
+  op.unlinked = !node->linked;
   op.size = size;
   op.own = p_.own_threads.contains(request.thread_id());
   observe(std::move(request), op, [this, id, change](Request& r, const Op& o) {

@@ -139,6 +139,7 @@ void Operations::open(Request request, NodeId id, int flags) {
   op.file = node->kind;
   op.path = node->names->path;
   op.database = node->names->database;
+  op.unlinked = !node->linked;
   observe(std::move(request), op, [this, id](Request& r, const Op& o) {
     int err = p_.observer.run(o, [] { return 0; });
     OpenState state;
@@ -277,6 +278,7 @@ void Operations::release(Request request, NodeId id, HandleId handle) {
   op.file = node->kind;
   op.path = node->names->path;
   op.database = node->names->database;
+  op.unlinked = !node->linked;
   op.write_access = file->write_access;
   op.write_only = file->write_only;
   op.own = file->own;

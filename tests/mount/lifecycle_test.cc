@@ -68,8 +68,7 @@ TEST_F(LifecycleTest, NeedsCapabilityAndSaysSo) {
     if (::setgid(65534) != 0 || ::setuid(65534) != 0) return 1;
     MountOptions o = options();
     o.mountpoint = directory_ + "/m2";
-    ThreadPool pool("p", 1);
-    auto mount = Mount::start(o, observer_, virtual_files_, pool);
+    auto mount = Mount::start(o, observer_, virtual_files_, *pool_);
     if (mount) return 2;
     // Depending on the machine's /dev/fuse either opening it or mounting is refused.
     return mount.error().message.find("CAP_SYS_ADMIN") != std::string::npos ||
@@ -203,6 +202,8 @@ TEST_F(LifecycleTest, FilesInstalledBesideTheMountAppear) {
 
 TEST_F(LifecycleTest, ReplacedWithoutInvalidationIsNoticedAtOpen) {
   write_text(at("f"), "old");
+  // While somebody has the old file open, opens by the old name share it.
+  ASSERT_TRUE(wait_for([&] { return observer_.saw([](const SeenOp& op) { return op.released && op.path == "f"; }); }));
   write_text(backing("tmp"), "new");
   ASSERT_EQ(::rename(backing("tmp").c_str(), backing("f").c_str()), 0);
   EXPECT_EQ(read_text(at("f")), "new");

@@ -73,7 +73,7 @@ void RecordingObserver::remember(const Op& op, bool opened, bool released) {
   SeenOp seen{op.kind,          op.file,     std::string(op.path), std::string(op.database),
               std::string(op.new_path), op.offset, op.size,        op.data.size(),
               op.replaced_kind, op.replaces, op.write_access,      op.write_only,
-              op.own,           opened,      released};
+              op.own,           op.unlinked, opened,          released};
   const std::lock_guard lock(mutex_);
   seen_.push_back(std::move(seen));
 }

@@ -25,7 +25,7 @@ struct SeenOp {
   std::string path, database, new_path;
   std::uint64_t offset = 0, size = 0, length = 0;
   FileKind replaced_kind{};
-  bool replaces = false, write_access = false, write_only = false, own = false;
+  bool replaces = false, write_access = false, write_only = false, own = false, unlinked = false;
   bool opened = false, released = false;  ///< from opened() / released() instead of run()
 
   /// "write database app.db 0+4096", "truncate journal app.db-journal 0", "rename database a.db b.db" …

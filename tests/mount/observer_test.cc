@@ -181,6 +181,24 @@ TEST_F(ObserverTest, RenameAndUnlinkOfDatabasesAndDirectories) {
                           "rename database b.db e/c.db", "unlink database e/c.db"));
 }
 
+TEST_F(ObserverTest, FilesWithoutANameAreMarked) {
+  sqlite("app.db", "CREATE TABLE t(x);");
+  const UniqueFd fd(::open(at("app.db").c_str(), O_RDWR));
+  ASSERT_EQ(::pwrite(fd.get(), "x", 1, 5000), 1);
+  ASSERT_EQ(::unlink(at("app.db").c_str()), 0);
+  observer_.take();
+  ASSERT_EQ(::pwrite(fd.get(), "x", 1, 5000), 1);
+  ASSERT_EQ(::ftruncate(fd.get(), 4096), 0);
+  ASSERT_EQ(::fsync(fd.get()), 0);
+  for (const SeenOp& op : observer_.take()) {
+    EXPECT_TRUE(op.unlinked) << op.text();
+    EXPECT_EQ(op.path, "app.db");
+    EXPECT_EQ(op.file, FileKind::database);
+  }
+  sqlite("app.db", "CREATE TABLE t(x);");
+  EXPECT_FALSE(observer_.saw([](const SeenOp& op) { return op.kind == OpKind::write && op.unlinked; }));
+}
+
 TEST_F(ObserverTest, RefusalsReachTheClient) {
   sqlite("app.db", "CREATE TABLE t(x);");
   const std::string before = read_text(backing("app.db"));
