@@ -48,6 +48,7 @@ struct Op {
   bool replaces = false;      ///< rename: new_path existed
   bool write_access = false;  ///< open, create: O_WRONLY or O_RDWR
   bool write_only = false;    ///< open, create: O_WRONLY (cp, dd: never SQLite)
+  bool unlinked = false;      ///< the file has no name any more; path is its last one
   bool own = false;           ///< issued by this process through its own mount (MountAccess)
 };
 
