@@ -7,9 +7,10 @@ namespace {
 
 constexpr auto kTurn = std::chrono::milliseconds(5);  // then other databases get the thread
 
-// Damage on the way, or a position that moved: the log can go on from what is here. Everything else may have happened after
-// the point of no return.
-bool log_can_help(Errc code) {
+// The content did not fit: once may be damage on the way, or a position that moved, and the log can go on from what is
+// here. Twice in a row is a difference that only a snapshot heals. All other errors (busy readers, a full disk) leave
+// things as they are, or leave logged() at Pos{}, which says enough.
+bool content_error(Errc code) {
   return code == Errc::protocol || code == Errc::corrupt || code == Errc::position;
 }
 
@@ -158,8 +159,8 @@ void DatabaseFeed::work_off(Item item) {
       status_.consumed += item.cost;
       if (result.has_error()) {
         const Error& error = result.error();
-        status_.failure = Failure{error, !log_can_help(error.code) || !progressed_};
-        progressed_ = false;
+        status_.failure = Failure{error, content_error(error.code) && !progressed_};
+        if (content_error(error.code)) progressed_ = false;
         std::erase_if(queue_, [](const Item& i) { return !std::holds_alternative<DatabaseUnknown>(i.message); });
         queued_cost_ = 0;
       }
@@ -177,8 +178,7 @@ void DatabaseFeed::sync(storage::ReplicaDatabase& database) {
     if (durable.has_value()) {
       status_.durable = *durable;
     } else {
-      // The log refuses everything from now on; a snapshot starts a new one, or fails with the same cause.
-      status_.failure = Failure{durable.error(), true};
+      status_.failure = Failure{durable.error(), false};
     }
   }
   tell();

@@ -75,12 +75,20 @@ Result<Endpoint> parse_primary_url(const std::string& url) {
   const auto parsed = boost::urls::parse_uri(url);
   if (!parsed) return make_error(Errc::invalid_argument, fmt::format("{} is not a URL such as http://host:20202", url));
   if (parsed->scheme() == "https") return make_error(Errc::unsupported, url + ": only http is supported");
-  if (parsed->scheme() != "http" || parsed->host().empty()) {
+  // Boost 1.81 takes a port that is no number as it is.
+  const bool bad_port = parsed->has_port() && !parsed->port().empty() && parsed->port_number() == 0;
+  if (parsed->scheme() != "http" || parsed->host().empty() || bad_port) {
     return make_error(Errc::invalid_argument, fmt::format("{} is not a URL such as http://host:20202", url));
+  }
+  if (!parsed->path().empty() && parsed->path() != "/") {
+    return make_error(Errc::invalid_argument, url + ": a primary URL has no path");
+  }
+  if (parsed->has_userinfo() || parsed->has_query()) {
+    return make_error(Errc::invalid_argument, url + ": only host and port are wanted");
   }
   Endpoint endpoint;
   endpoint.host = parsed->host_address();
-  endpoint.port = parsed->has_port() ? std::string(parsed->port()) : "20202";
+  endpoint.port = !parsed->port().empty() ? std::string(parsed->port()) : "20202";
   return endpoint;
 }
 

@@ -159,6 +159,7 @@ Result<void> check_id(std::uint32_t id) {
 }
 
 Result<Message> decode_positions(const stream::Positions& m) {
+  if (static_cast<std::size_t>(m.databases_size()) > kMaxPositionsPerFrame) return bad("too many positions in a frame");
   Positions out;
   out.last = m.last();
   out.databases.reserve(static_cast<std::size_t>(m.databases_size()));
@@ -337,6 +338,14 @@ void append_frame(Bytes& out, const Message& message, ByteView payload) {
   store_be<std::uint32_t>(header, static_cast<std::uint32_t>(length));
   store_be<std::uint32_t>(header + 4, crc32c({header + kFrameHeader, length}));
   out.insert(out.end(), payload.begin(), payload.end());
+}
+
+void append_raw_frame(Bytes& out, ByteView message) {
+  std::byte header[kFrameHeader];
+  store_be<std::uint32_t>(header, static_cast<std::uint32_t>(message.size()));
+  store_be<std::uint32_t>(header + 4, crc32c(message));
+  out.insert(out.end(), std::begin(header), std::end(header));
+  out.insert(out.end(), message.begin(), message.end());
 }
 
 struct FrameReader::Impl {

@@ -24,7 +24,8 @@ inline constexpr std::uint64_t kFrameCost = 128;           ///< what a frame cou
 inline constexpr std::uint64_t kMaxWindow = 64u << 20;     ///< largest window a replica accepts
 inline constexpr std::size_t kMaxText = 4096;              ///< host names, reasons
 inline constexpr std::size_t kMaxDatabases = 1'000'000;    ///< per connection
-inline constexpr std::size_t kPositionsPerFrame = 512;
+inline constexpr std::size_t kPositionsPerFrame = 512;       ///< what is sent
+inline constexpr std::size_t kMaxPositionsPerFrame = 4096;   ///< what is accepted
 
 struct Hello {
   std::uint32_t min_version = kMinVersion;
@@ -152,6 +153,9 @@ inline std::uint64_t frame_cost(std::size_t payload) { return payload + kFrameCo
 
 /// Appends one frame. CHECKs the limits: only call with what keeps them.
 void append_frame(Bytes& out, const Message& message, ByteView payload = {});
+
+/// Frames an encoded message as it is, whatever it holds: for tests and fuzzing.
+void append_raw_frame(Bytes& out, ByteView message);
 
 /// Cuts a byte stream into frames and checks each by itself. Input is hostile; memory is bounded by the limits.
 class FrameReader {
