@@ -95,7 +95,9 @@ Result<CaptureImpl::DatabasePtr> CaptureImpl::open_database(std::string_view nam
   return databases_.try_emplace(std::string(name), std::move(captured)).first->second;
 }
 
+// What happens to a file without a name concerns only those who still have it open.
 CaptureImpl::DatabasePtr CaptureImpl::database_of(const Op& op) {
+  if (op.unlinked) return nullptr;
   switch (op.file) {
     case FileKind::database:
     case FileKind::journal:
@@ -187,7 +189,7 @@ int CaptureImpl::run(const Op& op, FunctionRef<int()> perform) {
   if (op.kind == OpKind::open || op.kind == OpKind::create) return 0;
   if (op.file == FileKind::super_journal) return remove_super_journal(op, perform);
   const DatabasePtr database = database_of(op);
-  if (database == nullptr) return op.database.empty() ? perform() : EIO;
+  if (database == nullptr) return op.database.empty() || op.unlinked ? perform() : EIO;
   const int rc = database->run(op, perform);
   if (op.file == FileKind::database && rc == 0 && database->unjournaled_pending()) {
     tailer_.schedule_unjournaled(database, kUnjournaledDelay);
