@@ -26,7 +26,10 @@ class Recovery {
 
   Result<Recovered> run() {
     TRY(SnapshotFiles::clean(fs_, install_directory(store_), escape_name(database_.name()), false));
-    TRY(install_snapshot());
+    if (const auto installed = install_snapshot(); installed.has_error()) {
+      if (installed.error().code != Errc::corrupt) return installed.error();
+      return unfit(installed.error().message);
+    }
     if (!from_) TRY(find_start());
     if (database_.pos().txid == Txid(0)) return result_;  // nothing of ours yet
     TRY_ASSIGN(const bool journal, fs_.exists(path_ + "-journal"));
@@ -261,6 +264,8 @@ class Recovery {
     result_.needs_snapshot = true;
     result_.why = why;
     TRY_ASSIGN(const std::string moved, placement_.set_aside(database_.name(), "unfit"));
+    // The marker last: a crash in between finds it again.
+    TRY(SnapshotFiles::clean(fs_, install_directory(store_), escape_name(database_.name()), true));
     LOG_ERROR("{}: {}; {}a snapshot is needed", database_.name(), why, moved.empty() ? "" : "moved to " + moved + ", ");
     return result_;
   }

@@ -1,5 +1,7 @@
 #include "storage/apply/replica_database.h"
 
+#include <algorithm>
+
 #include "base/log.h"
 #include "storage/apply/io.h"
 #include "storage/apply/recovery.h"
@@ -236,7 +238,7 @@ Result<void> LiveReplicaDatabase::apply_to_wal() {
     return begun;
   }
   restart_wal_if_due();
-  const auto append = [&]() -> Result<void> {
+  const auto append = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     TRY(decode_incoming([&writer](Pgno pgno, ByteView page) { return writer.add(pgno, page); }));
     // The size changes only with a frame.
     if (sums_.empty() && head.commit != database_->page_count()) TRY(add_page_one());
@@ -358,12 +360,15 @@ void LiveReplicaDatabase::restart_wal_if_due() {
 void LiveReplicaDatabase::after_apply() {
   const std::uint32_t frames = live_->writer->view().header.mx_frame;
   if (frames < checkpoint_at_) return;
-  checkpoint_at_ = frames + context_.options.checkpoint_frames;
-  if (frames < full_checkpoint_at_) {
+  const ReplicaOptions& options = context_.options;
+  checkpoint_at_ = frames + options.checkpoint_frames;
+  const std::uint32_t rest = frames - std::min(frames, sqlite::load_backfilled(live_->index.header()));
+  const bool short_rest = rest <= kFullCheckpointFactor * options.checkpoint_frames;
+  if (frames < full_checkpoint_at_ || (!short_rest && frames < options.max_wal_frames)) {
     post_checkpoint();
     return;
   }
-  full_checkpoint_at_ = frames + kFullCheckpointFactor * context_.options.checkpoint_frames;
+  full_checkpoint_at_ = frames + kFullCheckpointFactor * options.checkpoint_frames;
   const auto result = checkpoint(Record::if_due);
   if (result.has_error()) LOG_WARN("{}: checkpoint: {}", name_, result.error().to_string());
 }

@@ -137,7 +137,7 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   std::unique_ptr<SnapshotFiles> snapshot_ GUARDED_BY(apply_mutex_);  ///< being collected
   bool stopped_ GUARDED_BY(apply_mutex_) = false;
   // Lengths of the WAL, in frames, at which to backfill: on the pool, and (behind a writer that never pauses a backfill on
-  // the pool never gets to the end of the WAL) right here.
+  // the pool never gets to the end of the WAL) what little is left right here.
   std::uint32_t checkpoint_at_ GUARDED_BY(apply_mutex_) = 0;
   std::uint32_t full_checkpoint_at_ GUARDED_BY(apply_mutex_) = 0;
 

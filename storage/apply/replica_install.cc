@@ -51,7 +51,7 @@ Result<void> LiveReplicaDatabase::create_from_incoming() {
     TRY(log_incoming());
   }
   // Point of no return: it is logged. What follows is done again by recovery, or by a snapshot.
-  const auto place = [&]() -> Result<void> {
+  const auto place = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     TRY(database_->sync());
     TRY(put_in_place(image->path(), head.page_size));
     return record_position();
@@ -74,7 +74,7 @@ Result<void> LiveReplicaDatabase::remove_by_incoming() {
     TRY(log_incoming());
     content_moving_ = true;
   }
-  const auto remove = [&]() -> Result<void> {
+  const auto remove = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     TRY(database_->sync());
     TRY(take_away());
     return record_position();
@@ -222,7 +222,7 @@ Result<void> LiveReplicaDatabase::rebase(const SnapshotEnd& end) {
 Result<void> LiveReplicaDatabase::install_as_new(const SnapshotEnd& end) {
   TRY(snapshot_->mark(end));
   // Point of no return: the marker. A crash installs it again, a failure waits for the next snapshot, which replaces it.
-  const auto install = [&]() -> Result<void> {
+  const auto install = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     {
       MutexLock checkpoint_lock(checkpoint_mutex_);
       MutexLock lock(database_->commit_mutex());
@@ -242,7 +242,7 @@ Result<void> LiveReplicaDatabase::install_by_append(const SnapshotEnd& end) {
   WalWriter& writer = *live_->writer;
   TRY(writer.begin(true));
   restart_wal_if_due();
-  const auto append = [&]() -> Result<void> {
+  const auto append = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     TRY(add_differing_pages(end));
     TRY(writer.reserve());
     TRY(writer.seal(end.commit));
@@ -308,7 +308,7 @@ Result<void> LiveReplicaDatabase::install_deletion(const SnapshotEnd& end) {
     MutexLock lock(database_->commit_mutex());
     content_moving_ = true;
   }
-  const auto install = [&]() -> Result<void> {
+  const auto install = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     if (!database_->deleted()) TRY(take_away());
     MutexLock checkpoint_lock(checkpoint_mutex_);
     MutexLock lock(database_->commit_mutex());
