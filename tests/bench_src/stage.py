@@ -208,7 +208,7 @@ class Stage:
         self.root = None
         self.targets = {}
         self.nodes = []
-        self.done = set()
+        self.fixture_rows = {}  # (target, database): rows
 
     def __enter__(self):
         self.root = tempfile.mkdtemp(prefix="sluice-bench-", dir=self.parent)
@@ -264,13 +264,6 @@ class Stage:
             os.chown(nobody, NOBODY, NOBODY)
             self.targets[name] = target
         return self.targets[name]
-
-    def once(self, *key):
-        """True the first time it is asked: for fixtures."""
-        if key in self.done:
-            return False
-        self.done.add(key)
-        return True
 
     def check(self, path, rows, quick_check=False):
         """The database at `path` has exactly `rows` rows, numbered without a gap."""
