@@ -212,12 +212,20 @@ bool CapturedDatabase::journal_names(const std::string& super_journal) {
 }
 
 int CapturedDatabase::capture_for_super_journal() {
-  MutexLock lock(database_->commit_mutex());
-  if (failed_) return EIO;
-  const Result<void> captured = capture_rollback();
-  if (captured.has_error()) return to_errno(captured.error());
-  const Result<void> durable = make_durable_locked();
-  return durable.has_error() ? to_errno(durable.error()) : 0;
+  bool made = false;
+  {
+    MutexLock lock(database_->commit_mutex());
+    if (failed_) return EIO;
+    const Pos before = database_->pos();
+    const Result<void> captured = capture_rollback();
+    if (captured.has_error()) return to_errno(captured.error());
+    made = database_->pos() != before;
+    const Result<void> durable = make_durable_locked();
+    if (durable.has_error()) return to_errno(durable.error());
+  }
+  // The journal's own removal will find nothing new: the replicas are told here or not at all.
+  if (made) (void)make_durable();
+  return 0;
 }
 
 Result<void> CapturedDatabase::recover(bool trust_position) {
