@@ -27,6 +27,13 @@ struct ChangeLog::Impl {
     std::shared_ptr<File> file;
     std::uint64_t offset;
   };
+  /// Where a reader that goes on from TXID to TXID will look next; keeps the segment's file open for it.
+  struct Cursor {
+    std::shared_ptr<Segment> segment;
+    std::shared_ptr<File> file;
+    Txid next;
+    std::uint64_t offset = 0;
+  };
   /// The record being appended; only the appender touches it.
   struct Pending {
     bool open = false;
@@ -67,6 +74,9 @@ struct ChangeLog::Impl {
   Result<Found> locate(Txid txid) EXCLUDES(mutex);
   Result<std::shared_ptr<File>> open_segment(const std::shared_ptr<Segment>& segment) EXCLUDES(mutex);
   Result<void> build_index(const std::shared_ptr<Segment>& segment) EXCLUDES(mutex);
+  /// Offset to search `txid` from.
+  std::uint64_t search_start(const std::shared_ptr<Segment>& segment, Txid txid) const REQUIRES(mutex);
+  void remember(Cursor cursor) EXCLUDES(mutex);
   std::shared_ptr<Segment> segment_of(Txid txid) const REQUIRES(mutex);
   Txid last_txid() const REQUIRES(mutex) { return last ? last->post.txid : Txid(0); }
 
@@ -84,6 +94,9 @@ struct ChangeLog::Impl {
       GUARDED_BY(mutex);  ///< oldest first; the last one is `current`
   std::optional<RecordInfo> last GUARDED_BY(mutex);
   std::deque<Recent> recent GUARDED_BY(mutex);
+  static constexpr std::size_t kCursors = 4;
+  std::vector<Cursor> cursors GUARDED_BY(mutex);  ///< of the readers seen last
+  std::size_t next_cursor GUARDED_BY(mutex) = 0;
   Txid durable GUARDED_BY(mutex);
   std::uint64_t durable_offset GUARDED_BY(mutex) = 0;  ///< in the current file
   std::uint64_t generation GUARDED_BY(mutex) = 0;      ///< of `segments`; grows with every base record

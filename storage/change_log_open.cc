@@ -136,6 +136,7 @@ Result<void> ChangeLog::Impl::append_base(RecordInfo info) {
     zeroed_end = segment->end;
     last = info;
     recent.assign(1, {info, file, kSegmentHeaderSize});
+    cursors.clear();
     durable = info.post.txid;
     durable_offset = segment->end;
     synced.notify_all();
@@ -170,6 +171,7 @@ Result<void> ChangeLog::remove_all() {
     MutexLock lock(i.mutex);
     old.swap(i.segments);
     i.recent.clear();
+    i.cursors.clear();
     i.last.reset();
     i.durable = Txid(0);
     ++i.generation;

@@ -49,6 +49,29 @@ Result<void> ChangeLog::Impl::build_index(const std::shared_ptr<Segment>& segmen
   return {};
 }
 
+std::uint64_t ChangeLog::Impl::search_start(const std::shared_ptr<Segment>& segment, Txid txid) const {
+  for (const Cursor& cursor : cursors) {
+    if (cursor.segment == segment && cursor.next == txid) return cursor.offset;
+  }
+  const auto after = std::upper_bound(segment->index.begin(), segment->index.end(), txid,
+                                      [](Txid value, const Segment::IndexEntry& e) { return value < e.min; });
+  return after == segment->index.begin() ? kSegmentHeaderSize : std::prev(after)->offset;
+}
+
+void ChangeLog::Impl::remember(Cursor cursor) {
+  MutexLock lock(mutex);
+  for (Cursor& known : cursors) {
+    if (known.segment != cursor.segment || known.offset > cursor.offset) continue;
+    known = std::move(cursor);
+    return;
+  }
+  if (cursors.size() < kCursors) {
+    cursors.push_back(std::move(cursor));
+  } else {
+    cursors[next_cursor++ % kCursors] = std::move(cursor);
+  }
+}
+
 Result<ChangeLog::Impl::Found> ChangeLog::Impl::locate(Txid txid) {
   std::shared_ptr<Segment> segment;
   {
@@ -67,17 +90,17 @@ Result<ChangeLog::Impl::Found> ChangeLog::Impl::locate(Txid txid) {
   std::uint64_t end = 0;
   {
     MutexLock lock(mutex);
-    const auto after =
-        std::upper_bound(segment->index.begin(), segment->index.end(), txid,
-                         [](Txid value, const Segment::IndexEntry& e) { return value < e.min; });
-    from = after == segment->index.begin() ? kSegmentHeaderSize : std::prev(after)->offset;
+    from = search_start(segment, txid);
     end = segment->end;
   }
   RecordWalker walker(file, segment->header.salt, from, end);
   for (;;) {
     TRY_ASSIGN(const auto item, walker.next());
     if (!item) break;
-    if (item->header.info.post.txid >= txid) return Found{item->header.info, file, item->offset};
+    const RecordInfo& info = item->header.info;
+    if (info.post.txid < txid) continue;
+    remember({segment, file, info.post.txid.next(), log_format::record_end(item->offset, info.length)});
+    return Found{info, file, item->offset};
   }
   return make_error(Errc::not_found, fmt::format("TXID {} is not in change log {}", txid, dir));
 }
@@ -155,6 +178,9 @@ Result<std::size_t> ChangeLog::retain(const RetentionPolicy& policy, Txid keep_f
       old.push_back(i.segments.front());
       i.segments.erase(i.segments.begin());
     }
+    std::erase_if(i.cursors, [&](const Impl::Cursor& cursor) {
+      return std::find(old.begin(), old.end(), cursor.segment) != old.end();
+    });
     const Txid first = i.segments.empty() ? Txid(0) : i.segments.front()->header.first;
     while (!i.recent.empty() && listed_txid(i.recent.front().info) < first) i.recent.pop_front();
   }

@@ -78,7 +78,9 @@ Result<bool> inspect_tail(const File& file, std::uint64_t salt, std::uint64_t br
 Result<std::optional<RecordWalker::Item>> RecordWalker::next() {
   if (next_ >= end_) return std::optional<Item>();
   if (next_ < window_at_ || next_ + kRecordHeaderSize > window_at_ + window_.size()) {
-    const std::uint64_t want = std::min<std::uint64_t>(kWindowSize, end_ - next_);
+    // The first read is for one record only: often no more are asked for.
+    const std::uint64_t want =
+        std::min<std::uint64_t>(window_.empty() ? kRecordHeaderSize : kWindowSize, end_ - next_);
     window_.resize(static_cast<std::size_t>(want));
     window_at_ = next_;
     TRY_ASSIGN(const std::size_t n, file_->read_at(window_at_, window_));
