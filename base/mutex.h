@@ -17,6 +17,7 @@
 #define ACQUIRE(...) SLUICE_TSA(acquire_capability(__VA_ARGS__))
 #define TRY_ACQUIRE(...) SLUICE_TSA(try_acquire_capability(__VA_ARGS__))
 #define RELEASE(...) SLUICE_TSA(release_capability(__VA_ARGS__))
+#define LOCK_RETURNED(x) SLUICE_TSA(lock_returned(x))
 #define EXCLUDES(...) SLUICE_TSA(locks_excluded(__VA_ARGS__))
 #define ACQUIRED_BEFORE(...) SLUICE_TSA(acquired_before(__VA_ARGS__))
 #define NO_THREAD_SAFETY_ANALYSIS SLUICE_TSA(no_thread_safety_analysis)

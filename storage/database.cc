@@ -103,13 +103,12 @@ Result<std::optional<Pos>> Database::commit(const CommitInput& input, Epoch epoc
 }
 
 Result<void> Database::finish_received(const RecordInfo& info, std::span<const PageSum> pages) {
-  // Grow the side file before the point of no return: afterwards nothing may fail.
-  if (!pages.empty()) {
-    const Pgno highest = pages.back().pgno;
-    Result<void> grown = checksums_->set(highest, checksums_->get(highest));
-    if (grown.has_error()) {
+  // Room in the side file before the point of no return: afterwards nothing may fail.
+  for (const PageSum& sum : pages) {
+    Result<void> prepared = checksums_->prepare(sum.pgno);
+    if (prepared.has_error()) {
       log_->abort_append();
-      return with_context(name_ + ": page checksums", std::move(grown).error());
+      return with_context(name_ + ": page checksums", std::move(prepared).error());
     }
   }
   TRY(log_->finish_append(info));

@@ -83,7 +83,7 @@ class Database {
 
   /// Serialises everything that moves the position or needs it to stand still. Held over file I/O (reads of pages, appends
   /// to the log), never over network, FUSE requests or the answer to one.
-  Mutex& commit_mutex() { return commit_mutex_; }
+  Mutex& commit_mutex() LOCK_RETURNED(commit_mutex_) { return commit_mutex_; }
   PageChecksums& checksums() REQUIRES(commit_mutex_) { return *checksums_; }
 
   /// Makes one change set of `input` in the change log (not durable: see sync) and moves the position. nullopt: nothing had

@@ -117,7 +117,8 @@ void CapturedDatabase::ensure_shm_view() {
   auto backing = open_backing("-shm");
   auto probe = access->open(name() + "-shm", O_RDWR);
   if (backing.has_error() || *backing == nullptr || probe.has_error()) {
-    if (probe.has_error() && probe.error().code != Errc::not_found) {
+    const bool expected = context_.stopping.load() || (probe.has_error() && probe.error().code == Errc::not_found);
+    if (probe.has_error() && !expected) {
       LOG_WARN("{}: cannot open its -shm: {}", name(), probe.error().message);
     }
     return;

@@ -13,6 +13,7 @@ using sqlite::WalPosition;
 
 namespace {
 constexpr std::size_t kReadPiece = 1u << 20;
+constexpr std::size_t kKeptBuffer = 256u << 10;
 // A live index that is behind what was captured is normal for as long as it takes a new process to truncate and rebuild a
 // stale one; longer than this it is SQLite's view of a history that lost frames.
 constexpr auto kBehindLimit = std::chrono::seconds(2);
@@ -357,7 +358,7 @@ Result<void> WalCapture::commit(Batch& batch, Reason reason) {
   TRY_ASSIGN(const auto made, commit_or_rebase(database_, input, options_, node_));
   counters_.frames.fetch_add(batch.end.frame - position_.frame, std::memory_order_relaxed);
   position_ = batch.end;
-  if (batch.frames.capacity() > options_.stream_bytes / 4) {
+  if (batch.frames.capacity() > kKeptBuffer) {  // there can be many databases
     batch.frames = {};
     batch.entries = {};
   }
