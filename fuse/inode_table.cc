@@ -1,5 +1,6 @@
 #include "fuse/inode_table.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/check.h"
@@ -42,14 +43,10 @@ InodeTable::InodeTable(ino_t root_ino) {
   nodes_.push_back(std::move(root));
 }
 
-InodeTable::Node* InodeTable::get(NodeId id) {
-  return const_cast<Node*>(std::as_const(*this).get(id));
-}
-
-const InodeTable::Node* InodeTable::get(NodeId id) const {
+InodeTable::Node* InodeTable::get(NodeId id) const {
   const std::uint32_t slot = slot_of(id);
   if (slot == 0 || slot >= nodes_.size()) return nullptr;
-  const Node& node = *nodes_[slot];
+  Node& node = *nodes_[slot];
   return node.used && node.generation == generation_of(id) ? &node : nullptr;
 }
 

@@ -120,8 +120,7 @@ class InodeTable {
     std::size_t operator()(const Key& key) const noexcept;
   };
 
-  Node* get(NodeId id) REQUIRES(mutex_);
-  const Node* get(NodeId id) const REQUIRES(mutex_);
+  Node* get(NodeId id) const REQUIRES(mutex_);
   NodeId id_of(std::uint32_t slot) const REQUIRES(mutex_);
   std::optional<NodeId> lookup_name(NodeId parent, std::string_view name) const REQUIRES(mutex_);
   std::shared_ptr<const FileNames> names_of(const Node& node) const REQUIRES(mutex_);
