@@ -210,7 +210,8 @@ void PublisherImpl::database_added(const std::string& name) {
     MutexLock lock(mutex_);
     if (stopped_) return;
     // Rebased, perhaps: the shared tail must not go on from the old position.
-    databases_[name].tail = std::make_shared<Tail>();
+    const auto it = databases_.find(name);
+    if (it != databases_.end()) it->second.tail = std::make_shared<Tail>();
   }
   wake_later(name);
 }

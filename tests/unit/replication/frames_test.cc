@@ -95,6 +95,14 @@ TEST(Frames, EveryKindSurvives) {
   }
 }
 
+// The worked example of docs/FORMATS.md.
+TEST(Frames, BytesOfTheDocumentedExample) {
+  const unsigned char expected[] = {0, 0, 0, 5, 0x96, 0xe2, 0x86, 0x6d, 0x92, 0x03, 0x02, 0x08, 0x01};
+  const Bytes frame = encode(Heartbeat{1, 0});
+  ASSERT_EQ(frame.size(), sizeof expected);
+  EXPECT_EQ(std::memcmp(frame.data(), expected, sizeof expected), 0);
+}
+
 TEST(Frames, ArriveInPiecesOfAnySize) {
   std::mt19937 random(1);
   Bytes stream;
