@@ -259,14 +259,14 @@ class Recovery {
     return snapshot_ ? snapshot_->remove() : Result<void>();
   }
 
-  Result<Recovered> unfit(const std::string& why) {
+  Result<Recovered> unfit(std::string why) {
     result_ = {};
     result_.needs_snapshot = true;
-    result_.why = why;
+    result_.why = std::move(why);
     TRY_ASSIGN(const std::string moved, placement_.set_aside(database_.name(), "unfit"));
     // The marker last: a crash in between finds it again.
     TRY(SnapshotFiles::clean(fs_, install_directory(store_), escape_name(database_.name()), true));
-    LOG_ERROR("{}: {}; {}a snapshot is needed", database_.name(), why, moved.empty() ? "" : "moved to " + moved + ", ");
+    LOG_ERROR("{}: {}; {}a snapshot is needed", database_.name(), result_.why, moved.empty() ? "" : "moved to " + moved + ", ");
     return result_;
   }
 

@@ -104,6 +104,7 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Result<void> install_incoming_as_snapshot() REQUIRES(apply_mutex_);
   Result<void> install_snapshot(const SnapshotEnd& end) REQUIRES(apply_mutex_);
   Result<void> complete_snapshot(const SnapshotEnd& end) REQUIRES(apply_mutex_);
+  Result<void> mark_snapshot(const SnapshotEnd& end) REQUIRES(apply_mutex_, checkpoint_mutex_);
   Result<void> install_as_new(const SnapshotEnd& end) REQUIRES(apply_mutex_);
   Result<void> install_by_append(const SnapshotEnd& end) REQUIRES(apply_mutex_);
   Result<void> add_differing_pages(const SnapshotEnd& end) REQUIRES(apply_mutex_);

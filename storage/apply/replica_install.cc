@@ -220,11 +220,11 @@ Result<void> LiveReplicaDatabase::rebase(const SnapshotEnd& end) {
 }
 
 Result<void> LiveReplicaDatabase::install_as_new(const SnapshotEnd& end) {
-  TRY(snapshot_->mark(end));
-  // Point of no return: the marker. A crash installs it again, a failure waits for the next snapshot, which replaces it.
   const auto install = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     {
       MutexLock checkpoint_lock(checkpoint_mutex_);
+      // Point of no return: a crash installs it again, a failure waits for the next snapshot, which replaces the marker.
+      TRY(mark_snapshot(end));
       MutexLock lock(database_->commit_mutex());
       TRY(rebase(end));
     }
@@ -234,6 +234,18 @@ Result<void> LiveReplicaDatabase::install_as_new(const SnapshotEnd& end) {
   const Result<void> installed = install();
   if (installed.has_error()) fail(installed.error().message);
   return installed;
+}
+
+// Under the checkpoint lock: a backfill that gets the snapshot before this one into the database file removes the marker
+// when it is done, and there is one marker.
+Result<void> LiveReplicaDatabase::mark_snapshot(const SnapshotEnd& end) {
+  const Result<void> marked = snapshot_->mark(end);
+  if (marked.has_error()) {
+    fail(marked.error().message);  // it is unknown whether the marker is there
+  } else {
+    installed_.reset();  // its marker was replaced
+  }
+  return marked;
 }
 
 // Readers see the snapshot as one more transaction. The database file gets there by backfill; until then the marker says
@@ -246,11 +258,8 @@ Result<void> LiveReplicaDatabase::install_by_append(const SnapshotEnd& end) {
     TRY(add_differing_pages(end));
     TRY(writer.reserve());
     TRY(writer.seal(end.commit));
-    if (const auto marked = snapshot_->mark(end); marked.has_error()) {
-      fail(marked.error().message);  // it is unknown whether the marker is there
-      return marked;
-    }
     MutexLock checkpoint_lock(checkpoint_mutex_);
+    TRY(mark_snapshot(end));
     MutexLock lock(database_->commit_mutex());
     TRY(rebase(end));
     const Result<void> published = writer.publish(end.pos, end.commit);
@@ -290,10 +299,7 @@ Result<void> LiveReplicaDatabase::add_differing_pages(const SnapshotEnd& end) {
 
 Result<void> LiveReplicaDatabase::install_by_replacement(const SnapshotEnd& end) {
   TRY(replace_content(snapshot_->image(), end.commit, [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
-    if (const auto marked = snapshot_->mark(end); marked.has_error()) {
-      fail(marked.error().message);
-      return marked;
-    }
+    TRY(mark_snapshot(end));
     MutexLock lock(database_->commit_mutex());
     TRY(rebase(end));
     content_moving_ = true;

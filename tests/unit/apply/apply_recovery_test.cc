@@ -26,6 +26,8 @@ TEST(ApplyKilled, TheLogIsWhatRemains) {
     create_accounts(source.sql(), 300);
     const auto record = [&](const ChangeSet& change) {
       write_change(history, change);
+      const std::uint64_t txid = change.head.post.txid.value();
+      if (txid % 9 == 0 && change.head.commit != 0) write_snapshot(history, change, source.content());
       states.push_back(source.content());
       positions.push_back(source.pos());
     };

@@ -1,6 +1,6 @@
 // Applies a history of change sets to a data directory, to be killed in the middle.
 //
-//   apply_worker DATA HISTORY       HISTORY: files 1, 2, … made by write_history()
+//   apply_worker DATA HISTORY       HISTORY: files 1, 2, … and some N.db (history.h): those are installed as snapshots
 //
 // Prints the TXID after each sync ("durable N").
 #include <cstdio>
@@ -9,8 +9,29 @@
 #include "tests/unit/apply/history.h"
 #include "tests/unit/apply/support.h"
 
+namespace {
+
+using namespace sluice;
+using namespace sluice::storage;
+using namespace sluice::storage::apply_test;
+
+Result<void> install(ReplicaDatabase& database, const ChangeSet& change, const Bytes& content) {
+  const std::uint32_t page_size = change.head.page_size;
+  TRY(database.begin_snapshot(page_size, change.head.commit));
+  for (std::uint32_t p = 1; p <= change.head.commit; ++p) {
+    TRY(database.snapshot_page(Pgno(p), ByteView(content).subspan(std::size_t{p - 1} * page_size, page_size)));
+  }
+  SnapshotEnd end;
+  end.pos = change.head.post;
+  end.epoch = change.head.epoch;
+  end.page_size = page_size;
+  end.commit = change.head.commit;
+  return database.finish_snapshot(end);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  using namespace sluice::storage::apply_test;
   if (argc != 3) return 2;
   sluice::storage::ReplicaOptions options;
   options.checkpoint_frames = 40;
@@ -20,7 +41,10 @@ int main(int argc, char** argv) {
   for (std::uint64_t txid = database->logged().txid.value() + 1;; ++txid) {
     const auto change = read_change(argv[2], txid);
     if (!change) break;
-    if (const auto applied = apply_to(*database, *change); applied.has_error()) {
+    const std::string snapshot = std::string(argv[2]) + "/" + std::to_string(txid) + ".db";
+    const Result<void> applied = exists(snapshot) ? install(*database, *change, file_content(snapshot))
+                                                  : apply_to(*database, *change);
+    if (applied.has_error()) {
       std::printf("ERROR %s\n", applied.error().to_string().c_str());
       return 1;
     }

@@ -16,6 +16,12 @@ inline void write_change(const std::string& dir, const ChangeSet& change) {
   out.write(reinterpret_cast<const char*>(change.image.data()), static_cast<std::streamsize>(change.image.size()));
 }
 
+/// The whole content after a change set, for a worker that installs it as a snapshot instead.
+inline void write_snapshot(const std::string& dir, const ChangeSet& change, const Bytes& content) {
+  std::ofstream out(dir + "/" + std::to_string(change.head.post.txid.value()) + ".db", std::ios::binary);
+  out.write(reinterpret_cast<const char*>(content.data()), static_cast<std::streamsize>(content.size()));
+}
+
 inline std::optional<ChangeSet> read_change(const std::string& dir, std::uint64_t txid) {
   const std::string path = dir + "/" + std::to_string(txid);
   if (!exists(path)) return std::nullopt;
