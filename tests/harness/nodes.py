@@ -6,6 +6,7 @@ Every wait has a deadline and ends in TestFailure. close() kills by pid and unmo
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,6 +141,20 @@ class Node:
             self.kill()
         finally:
             detach(self.mount)
+
+    def diagnose(self):
+        """Writes what can be learned of a living daemon beside its log: status, metrics, stacks (if there is a gdb)."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        base = self.log_path.removesuffix(".log")
+        for what in ("status", "metrics"):
+            code, body = self.get("/v1/status" if what == "status" else "/metrics", seconds=10)
+            with open(f"{base}.{what}", "wb") as file:
+                file.write(body if code == 200 else b"no answer\n")
+        if shutil.which("gdb"):
+            with open(f"{base}.stacks", "wb") as file:
+                subprocess.run(["gdb", "-p", str(self.process.pid), "-batch", "-ex", "thread apply all backtrace"],
+                               stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, timeout=120, check=False)
 
     def log_tail(self, lines=30):
         try:

@@ -14,7 +14,7 @@ from nodes import DIE_WITH_PARENT, TestFailure, wait_until  # noqa: E402
 class Client:
     """One worker process; start() after a kill gives it the next seed of its own sequence."""
 
-    def __init__(self, worker, name, role, node, targets, directory, seed, writer=0):
+    def __init__(self, worker, name, role, node, targets, directory, seed, writer=0, gentle=False):
         self.worker = worker
         self.name = name
         self.role = role
@@ -23,6 +23,7 @@ class Client:
         self.directory = directory
         self.seed = seed
         self.writer = writer
+        self.gentle = gentle  # never killed alone, only together with its daemon
         self.starts = 0
         self.process = None
         self.lock = threading.Lock()

@@ -29,7 +29,10 @@ class Events:
 
     def _kill_and_restart(self, clients):
         for client in clients:
-            client.kill()
+            if client.gentle:
+                client.quit()
+            else:
+                client.kill()
         self.torture.run_for(self.random.choice([0, 0, 0.05, 0.5]))
         for client in clients:
             client.start()
@@ -76,6 +79,8 @@ class Events:
         torture.outage_ends(number)
         if number == 1:
             torture.replica.wait_ready()
+        else:
+            torture.recreate_fragile_databases()
         for client in torture.on_node(number):
             client.start()
 

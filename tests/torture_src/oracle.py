@@ -34,6 +34,8 @@ class Oracle:
         """absent, present or changing: what the churner last wrote down. Others are always present."""
         if database.profile != "churn":
             return "present"
+        if not os.path.exists(os.path.join(self.ledgers, database.id)):
+            return "absent"
         with open(os.path.join(self.ledgers, database.id), "rb") as ledger:
             ledger.seek(16)
             return ("absent", "present", "changing")[int.from_bytes(ledger.read(8), "little")]

@@ -32,7 +32,7 @@ class Torture:
         self.random = random.Random(options.seed)
         self.nodes = []
         self.primary = self.replica = self.proxy = None
-        self.outages = {0: [], 1: []}  # [start_ns, end_ns or None] by node: SQL errors in there are expected
+        self.outages = {0: [], 1: []}  # [start_ns, end_ns or None] by node: see docs/TESTING.md
         self.event_counts = {}
         self.databases = make_databases(self.random)
         self.oracle = Oracle(options.worker, directory)
@@ -65,16 +65,31 @@ class Torture:
     def create_databases(self):
         for database in self.databases:
             os.makedirs(os.path.dirname(self.path(database)), exist_ok=True)
-            if database.profile == "churn":
-                continue
-            client = Client(self.options.worker, "init-" + database.id, "init", 0, [], self.directory, 0)
-            client.targets = ["--page-size", str(database.page_size), database.target(self.path(database))]
-            client.start()
-            if client.process.wait(60) != 0:
-                raise TestFailure(f"cannot create {database.path}: see workers.log")
+            if database.profile != "churn":
+                self.create_database(database)
         if self.replica is not None:
             self.replica.wait_ready()
             self.oracle.check(self.databases, self.primary, self.replica, self.path)
+
+    def create_database(self, database):
+        client = Client(self.options.worker, "init-" + database.id, "init", 0, [], self.directory, 0)
+        client.targets = ["--page-size", str(database.page_size), database.target(self.path(database))]
+        client.start()
+        if client.process.wait(60) != 0:
+            raise TestFailure(f"cannot create {database.path}: see workers.log")
+
+    def recreate_fragile_databases(self):
+        """Nobody is connected, and everybody may have been killed."""
+        for database in self.databases:
+            if not database.fragile:
+                continue
+            for suffix in ("-journal", "-wal", "-shm", ""):
+                if os.path.exists(self.path(database) + suffix):
+                    os.unlink(self.path(database) + suffix)
+            ledger = os.path.join(self.directory, "ledgers", database.id)
+            if os.path.exists(ledger):
+                os.unlink(ledger)
+            self.create_database(database)
 
     def on_node(self, node):
         return [client for client in self.clients if client.node == node]
@@ -91,11 +106,9 @@ class Torture:
         """Looks at everything that may have gone wrong since the last time."""
         for client in self.clients:
             for kind, when, text in client.take_reports():
-                expected = kind == "sql" and any(a <= when and (b is None or when <= b)
-                                                 for a, b in self.outages[client.node])
-                if not expected:
+                if not any(a <= when and (b is None or when <= b) for a, b in self.outages[client.node]):
                     raise TestFailure(f"{client.name} (pid {client.process.pid}) at {when / 1e9:.6f}: {kind}: {text}")
-            if not client.killed and client.process.poll() is not None:
+            if not client.killed and client.process.poll() is not None and not self.in_outage(client.node):
                 raise TestFailure(f"{client.name} ended by itself with {client.process.returncode}: see workers.log")
             writes = client.role in ("writer", "churner") and not client.killed and not client.paused.is_set()
             if writes and time.monotonic() - client.moved_at > STUCK_SECONDS:
@@ -105,8 +118,10 @@ class Torture:
                 raise TestFailure(f"the {node.name} ended by itself with {node.process.returncode}\n{node.log_tail()}")
 
     def down(self, node):
-        outages = self.outages[0 if node is self.primary else 1]
-        return bool(outages) and outages[-1][1] is None
+        return self.in_outage(0 if node is self.primary else 1)
+
+    def in_outage(self, number):
+        return bool(self.outages[number]) and self.outages[number][-1][1] is None
 
     def run_for(self, seconds):
         end = time.monotonic() + seconds
@@ -246,6 +261,8 @@ def main():
     torture.summary()
     if failure is not None:
         torture.say(f"FAILED: {type(failure).__name__}: {failure}")
+        for node in torture.nodes:
+            node.diagnose()
     try:
         torture.close()
     except (TestFailure, OSError) as error:

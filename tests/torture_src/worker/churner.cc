@@ -80,7 +80,7 @@ void Churner::fill(std::size_t index) {
   for (int n = random_.between(1, 30); n > 0 && !control_.pause_wanted() && !control_.quit(); --n) {
     db.exec("BEGIN IMMEDIATE");
     const Progress progress = read_progress(db, "main", options_.writer);
-    const std::string verdict = slot(index).judge(progress.seq, progress.tag, false);
+    const std::string verdict = slot(index).judge(progress.seq, progress.tag);
     if (!verdict.empty()) throw std::logic_error(options_.targets[index].path + ": " + verdict);
     Work work;
     work.writer = options_.writer;

@@ -35,11 +35,11 @@ void Slot::begin(std::uint64_t tag) {
   attempts.store(index + 1, std::memory_order_release);
 }
 
-std::string Slot::judge(std::uint64_t number, std::uint64_t tag, bool may_lose) const {
+std::string Slot::judge(std::uint64_t number, std::uint64_t tag) const {
   const std::uint64_t last = acked.load(std::memory_order_acquire);
   const std::string seen =
       "transaction " + std::to_string(number) + " is the last, " + std::to_string(last) + " is acknowledged";
-  if (number < last && !may_lose) return "LOST: " + seen;
+  if (number < last) return "LOST: " + seen;
   if (number > last + 1) return "IMPOSSIBLE: " + seen;
   if (number != last + 1) return {};
   for (const auto& known : tags) {

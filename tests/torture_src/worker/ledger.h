@@ -29,7 +29,7 @@ struct Slot {
   void acknowledge(std::uint64_t number) { acked.store(number, std::memory_order_release); }
   /// Empty if a database in which `number` is the writer's last transaction and carries `tag` keeps every
   /// promise: all acknowledged transactions are there, and nothing that was never committed.
-  std::string judge(std::uint64_t number, std::uint64_t tag, bool may_lose) const;
+  std::string judge(std::uint64_t number, std::uint64_t tag) const;
 };
 
 /// Life of a database that is deleted and created again.

@@ -33,7 +33,11 @@ class Reader {
   void check_promises(std::size_t index, const Snapshot& seen, std::uint64_t floor,
                       const std::vector<std::uint64_t>& acked);
   void complain(std::size_t index, const std::vector<std::string>& problems);
-  bool comes_and_goes(std::size_t index) const { return options_.targets[index].profile == "churn"; }
+  /// Deleted and created again, now and then.
+  bool comes_and_goes(std::size_t index) const {
+    const std::string& profile = options_.targets[index].profile;
+    return profile == "churn" || (profile == "zero_salt" && options_.node == 1);
+  }
 
   const Options& options_;
   Control& control_;
@@ -65,7 +69,7 @@ void Reader::connect(std::size_t index) {
 
 void Reader::check_promises(std::size_t index, const Snapshot& seen, std::uint64_t floor,
                             const std::vector<std::uint64_t>& acked) {
-  if (comes_and_goes(index) || options_.targets[index].profile == "zero_salt") return;
+  if (comes_and_goes(index)) return;
   if (seen.counter < floor) {
     complain(index,
              {"BACKWARDS: counter " + std::to_string(seen.counter) + " after " + std::to_string(floor)});
@@ -137,6 +141,14 @@ void Reader::back_up(std::size_t index) {
   ::unlink(copy.c_str());
 }
 
+// A database that is being created has no tables yet; one that was deleted cannot be opened, or is found to
+// be gone between two steps of opening it (IOERR_FSTAT: its name; READONLY_DIRECTORY: its WAL).
+bool came_or_went(const SqlError& error) {
+  return error.primary() == SQLITE_ERROR || error.primary() == SQLITE_CANTOPEN ||
+         error.primary() == SQLITE_NOTFOUND || error.extended() == SQLITE_IOERR_FSTAT ||
+         error.extended() == SQLITE_READONLY_DIRECTORY || error.extended() == SQLITE_READONLY_DBMOVED;
+}
+
 void Reader::visit(std::size_t index) {
   if (comes_and_goes(index)) connections_.erase(index);
   if (comes_and_goes(index) && ::access(options_.targets[index].path.c_str(), F_OK) != 0) return;
@@ -157,12 +169,9 @@ int Reader::run() {
     } catch (const SqlError& error) {
       trail_.note("failed", index, static_cast<std::uint64_t>(error.extended()));
       connections_.erase(index);
-      // A database that is being created has no tables yet, one that was deleted cannot be opened.
       // A connection opened read-only may not roll back the journal that a killed writer left on the primary.
-      const bool hot_journal = options_.node == 0 && error.extended() == SQLITE_READONLY_ROLLBACK;
-      const bool expected = hot_journal || (comes_and_goes(index) && (error.primary() == SQLITE_ERROR ||
-                                                                      error.primary() == SQLITE_CANTOPEN ||
-                                                                      error.primary() == SQLITE_NOTFOUND));
+      const bool expected = options_.node == 0 ? error.extended() == SQLITE_READONLY_ROLLBACK
+                                               : comes_and_goes(index) && came_or_went(error);
       if (!expected) report(control_, options_.targets[index].path, error);
       if (!control_.wait_ms(5)) break;
     }

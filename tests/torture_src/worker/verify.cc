@@ -21,10 +21,9 @@ std::string quoted(const std::string& text) {
 
 void judge_ledger(const Options& options, const Snapshot& seen, std::vector<std::string>* problems) {
   const Ledger ledger(options.targets[0].ledger);
-  const bool may_lose = options.targets[0].profile == "zero_salt";
   for (std::size_t writer = 0; writer < kWriters; ++writer) {
     const Progress progress = writer < seen.progress.size() ? seen.progress[writer] : Progress{};
-    const std::string verdict = ledger->slots[writer].judge(progress.seq, progress.tag, may_lose);
+    const std::string verdict = ledger->slots[writer].judge(progress.seq, progress.tag);
     if (!verdict.empty()) problems->push_back("writer " + std::to_string(writer) + ": " + verdict);
   }
 }

@@ -47,7 +47,6 @@ class Writer {
   void savepoints(const Part& part);
   bool commit();
   void settle(Part& part);
-  bool may_lose() const { return profile_.spill_in_savepoint; }
 
   const Options& options_;
   Control& control_;
@@ -134,7 +133,7 @@ void Writer::transactions(std::vector<Part>& parts) {
 
 void Writer::settle(Part& part) {
   const Progress progress = read_progress(db_, part.schema, options_.writer);
-  const std::string verdict = part.slot->judge(progress.seq, progress.tag, may_lose());
+  const std::string verdict = part.slot->judge(progress.seq, progress.tag);
   trail_.note("found", progress.seq, progress.tag);
   if (!verdict.empty()) throw std::logic_error(part.schema + ": " + verdict);
   part.slot->acknowledge(progress.seq);
