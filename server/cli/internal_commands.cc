@@ -1,0 +1,32 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "server/cli/commands.h"
+#include "server/database_files.h"
+
+namespace sluice::server {
+
+void add_internal_commands(CLI::App& app, Command& selected) {
+  auto* restore = app.add_subcommand("internal-restore", "Make DESTINATION a copy of SOURCE (used by imports)")->group("");
+  auto paths = std::make_shared<std::pair<std::string, std::string>>();
+  restore->add_option("SOURCE", paths->first)->required();
+  restore->add_option("DESTINATION", paths->second)->required();
+  restore->callback([paths, &selected] {
+    selected = [paths]() -> int {
+      const auto restored = restore_database(paths->first, paths->second);
+      if (restored.has_error()) print_error(restored.error().to_string());
+      return restored.has_error() ? kExitFailure : kExitOk;
+    };
+  });
+  auto* open = app.add_subcommand("internal-open", "Open PATH, which rolls a hot journal back")->group("");
+  open->add_option("PATH", paths->first)->required();
+  open->callback([paths, &selected] {
+    selected = [paths]() -> int {
+      const auto opened = open_database(paths->first);
+      if (opened.has_error()) print_error(opened.error().to_string());
+      return opened.has_error() ? kExitFailure : kExitOk;
+    };
+  });
+}
+
+}  // namespace sluice::server

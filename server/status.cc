@@ -1,0 +1,120 @@
+#include "server/status.h"
+
+#include <array>
+#include <boost/json.hpp>
+
+#include "storage/sqlite/database_header.h"
+
+namespace sluice::server {
+namespace {
+
+namespace json = boost::json;
+
+std::string journal_mode(FileSystem& fs, const std::string& path) {
+  const auto file = fs.open(path, {});
+  if (file.has_error()) return "unknown";
+  std::array<std::byte, sqlite::kDatabaseHeaderSize> header{};
+  const auto n = (*file)->read_at(0, header);
+  if (n.has_error() || *n != header.size()) return "unknown";
+  const auto parsed = sqlite::parse_database_header(header);
+  if (parsed.has_error()) return "unknown";
+  return parsed->is_wal() ? "wal" : "rollback";
+}
+
+json::object database_json(const DatabaseStatus& d) {
+  json::object o{{"name", d.name},
+                 {"txid", to_hex(d.pos.txid.value())},
+                 {"checksum", to_hex(d.pos.checksum.value())},
+                 {"page_size", d.page_size},
+                 {"pages", d.pages},
+                 {"bytes", d.bytes()},
+                 {"journal_mode", d.journal_mode},
+                 {"timestamp_ms", d.timestamp_ms},
+                 {"log", {{"first", to_hex(d.log_first.value())},
+                          {"durable", to_hex(d.durable.value())},
+                          {"bytes", d.log_bytes}}}};
+  if (d.applied) {
+    o["applied_txid"] = to_hex(d.applied->txid.value());
+    o["applied_checksum"] = to_hex(d.applied->checksum.value());
+  }
+  return o;
+}
+
+json::object replica_json(const replication::ReplicaStatus& r, const std::vector<DatabaseStatus>& databases) {
+  json::array list;
+  for (const auto& d : r.databases) {
+    json::object o{{"name", d.name},
+                   {"durable", to_hex(d.durable.value())},
+                   {"applied", to_hex(d.applied.value())}};
+    for (const DatabaseStatus& own : databases) {
+      if (own.name != d.name) continue;
+      const std::uint64_t mine = own.pos.txid.value();
+      o["lag_txids"] = mine > d.applied.value() ? mine - d.applied.value() : 0;
+    }
+    list.push_back(std::move(o));
+  }
+  return json::object{{"node_id", to_hex(r.node_id.value())}, {"hostname", r.hostname},
+                      {"address", r.address},                 {"connected_ms", r.connected_ms},
+                      {"bytes_sent", r.bytes_sent},           {"databases", std::move(list)}};
+}
+
+}  // namespace
+
+std::string NodeStatus::not_ready_reason() const {
+  if (ready()) return {};
+  if (!subscriber || !subscriber->connected) {
+    const std::string why = subscriber && !subscriber->last_error.empty() ? ": " + subscriber->last_error : "";
+    return "not connected to the primary " + primary_url + why;
+  }
+  return "still catching up with the primary " + primary_url;
+}
+
+DatabaseStatus database_status(storage::Database& database, const std::string& backing_path) {
+  DatabaseStatus s;
+  s.name = database.name();
+  s.pos = database.pos();
+  s.page_size = database.page_size();
+  s.pages = database.page_count();
+  s.timestamp_ms = database.timestamp_ms();
+  s.log_first = database.log().first_readable();
+  s.durable = database.log().durable();
+  s.log_bytes = database.log().size_bytes();
+  s.journal_mode = s.pages == 0 ? "deleted" : journal_mode(real_file_system(), backing_path);
+  return s;
+}
+
+std::string status_json(const NodeStatus& s) {
+  json::array databases;
+  for (const DatabaseStatus& d : s.databases) databases.push_back(database_json(d));
+  json::object out{{"role", s.role == storage::Role::primary ? "primary" : "replica"},
+                   {"node_id", to_hex(s.node_id.value())},
+                   {"hostname", s.hostname},
+                   {"version", SLUICE_VERSION},
+                   {"epoch", s.epoch.value()},
+                   {"uptime_ms", s.uptime_ms},
+                   {"mount", s.mountpoint},
+                   {"data_dir", s.data_dir},
+                   {"ready", s.ready()},
+                   {"databases", std::move(databases)}};
+  if (!s.advertise_url.empty()) out["advertise_url"] = s.advertise_url;
+  if (s.role == storage::Role::primary) {
+    json::array replicas;
+    for (const auto& r : s.replicas) replicas.push_back(replica_json(r, s.databases));
+    out["replicas"] = std::move(replicas);
+  } else {
+    json::object primary{{"url", s.primary_url}, {"hostname", s.primary_hostname}};
+    if (s.subscriber) {
+      primary["connected"] = s.subscriber->connected;
+      primary["synced"] = s.subscriber->synced;
+      primary["last_error"] = s.subscriber->last_error;
+      primary["bytes_received"] = s.subscriber->bytes_received;
+      primary["resyncs"] = s.subscriber->resyncs;
+      if (s.subscriber->lag_ms) primary["lag_ms"] = *s.subscriber->lag_ms;
+      else primary["lag_ms"] = nullptr;
+    }
+    out["primary"] = std::move(primary);
+  }
+  return json::serialize(out) + "\n";
+}
+
+}  // namespace sluice::server

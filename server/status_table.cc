@@ -1,0 +1,112 @@
+// The table of `sluice status`.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+
+#include "server/status.h"
+
+namespace sluice::server {
+namespace {
+
+namespace json = boost::json;
+
+std::string text(const json::object& o, std::string_view key) {
+  const json::value* v = o.if_contains(key);
+  if (v == nullptr || v->is_null()) return "-";
+  if (v->is_string()) return std::string(v->get_string());
+  return json::serialize(*v);
+}
+
+std::string short_txid(std::string hex) {
+  const std::size_t digit = hex.find_first_not_of('0');
+  return digit == std::string::npos ? "0" : hex.substr(digit);
+}
+
+std::string human_bytes(double bytes) {
+  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
+  std::size_t unit = 0;
+  while (bytes >= 1024 && unit + 1 < kUnits.size()) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.1f} {}", bytes, kUnits[unit]);
+}
+
+class Table {
+ public:
+  explicit Table(std::vector<std::string> head) { rows_.push_back(std::move(head)); }
+  void row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+  std::string render() const {
+    std::vector<std::size_t> widths(rows_[0].size());
+    for (const auto& row : rows_)
+      for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    std::string out;
+    for (const auto& row : rows_) {
+      std::string line;
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        line += i + 1 == row.size() ? row[i] : fmt::format("{:<{}}  ", row[i], widths[i]);
+      }
+      out += line + "\n";
+    }
+    return out;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+std::string primary_line(const json::object& primary) {
+  std::string line = fmt::format("primary   {} ({})", text(primary, "hostname"), text(primary, "url"));
+  if (text(primary, "connected") == "true") {
+    line += text(primary, "synced") == "true" ? ", connected, in sync" : ", connected, catching up";
+  } else {
+    line += ", NOT connected";
+    if (const std::string error = text(primary, "last_error"); !error.empty() && error != "-") line += ": " + error;
+  }
+  return line + fmt::format("\nlag       {}\n", text(primary, "lag_ms") == "-" ? "unknown" : text(primary, "lag_ms") + " ms");
+}
+
+std::string render(const json::object& status) {
+  std::string out = fmt::format("role      {}\nnode      {} ({})\nmount     {}\nversion   {}, up {} s\n",
+                                text(status, "role"), text(status, "hostname"), text(status, "node_id"),
+                                text(status, "mount"), text(status, "version"),
+                                status.at("uptime_ms").to_number<std::int64_t>() / 1000);
+  if (const json::value* primary = status.if_contains("primary")) out += primary_line(primary->as_object());
+  Table databases({"DATABASE", "TXID", "CHECKSUM", "SIZE", "PAGE", "JOURNAL", "LOG"});
+  for (const json::value& v : status.at("databases").as_array()) {
+    const json::object& d = v.as_object();
+    const json::object& log = d.at("log").as_object();
+    databases.row({text(d, "name"), short_txid(text(d, "txid")), text(d, "checksum"),
+                   human_bytes(d.at("bytes").to_number<double>()), text(d, "page_size"), text(d, "journal_mode"),
+                   fmt::format("from {}, {}", short_txid(text(log, "first")),
+                               human_bytes(log.at("bytes").to_number<double>()))});
+  }
+  out += "\n" + databases.render();
+  const json::value* replicas = status.if_contains("replicas");
+  if (replicas == nullptr) return out;
+  Table table({"REPLICA", "ADDRESS", "DATABASE", "DURABLE", "APPLIED", "BEHIND"});
+  for (const json::value& v : replicas->as_array()) {
+    const json::object& r = v.as_object();
+    const json::array& list = r.at("databases").as_array();
+    if (list.empty()) table.row({text(r, "hostname"), text(r, "address"), "-", "-", "-", "-"});
+    for (const json::value& dv : list) {
+      const json::object& d = dv.as_object();
+      table.row({text(r, "hostname"), text(r, "address"), text(d, "name"), short_txid(text(d, "durable")),
+                 short_txid(text(d, "applied")), text(d, "lag_txids")});
+    }
+  }
+  return out + "\n" + (replicas->as_array().empty() ? "no replica is connected\n" : table.render());
+}
+
+}  // namespace
+
+Result<std::string> status_table(const std::string& text) {
+  try {
+    return render(json::parse(text).as_object());
+  } catch (const std::exception& e) {
+    return make_error(Errc::protocol, std::string("the node's status is not understood: ") + e.what());
+  }
+}
+
+}  // namespace sluice::server
