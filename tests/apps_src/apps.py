@@ -13,7 +13,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.join(HERE, "..", "harness"))
-from nodes import Node, TestFailure, first_difference, wait_same_position, wait_until  # noqa: E402
+from nodes import Node, TestFailure, end_on_signals, first_difference, wait_same_position, wait_until  # noqa: E402
 
 SECONDS = 300
 
@@ -95,6 +95,7 @@ def main():
     parser.add_argument("--raw", action="store_true", help="a plain directory: tests the applications")
     parser.add_argument("apps", nargs="*", default=[], metavar="APP")
     options = parser.parse_args()
+    end_on_signals()
     directory = tempfile.mkdtemp(prefix="sluice-apps-")
     scratch = os.path.join(directory, "scratch")
     os.makedirs(scratch)

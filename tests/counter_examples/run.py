@@ -13,7 +13,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "harness"))
 import sqlite_source  # noqa: E402
 from cases import CASES  # noqa: E402
-from nodes import TestFailure  # noqa: E402
+from nodes import TestFailure, end_on_signals  # noqa: E402
 from scene import Scene  # noqa: E402
 
 
@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     options = parser.parse_args()
+    end_on_signals()
     unknown = set(options.cases) - set(CASES)
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")

@@ -18,6 +18,14 @@ class TestFailure(Exception):
     """A broken promise, or a step that did not finish in time."""
 
 
+def end_on_signals():
+    """SIGTERM and SIGHUP end the test like a failure: what was started is cleaned up."""
+    def raise_failure(number, _frame):
+        raise TestFailure(f"ended by signal {number}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, raise_failure)
+
+
 # In front of a command: the kernel kills the process when the thread that started it ends.
 DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
 

@@ -22,7 +22,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "harness"))
 import sqlite_source  # noqa: E402
-from nodes import DIE_WITH_PARENT, Node, TestFailure, first_difference, wait_same_position, wait_until  # noqa: E402
+from nodes import (DIE_WITH_PARENT, Node, TestFailure, end_on_signals, first_difference,  # noqa: E402
+                   wait_same_position, wait_until)
 
 MODES = ("wal", "delete")
 THREAD_TESTS_SMALL = ["walthread5", "cgt_pager_1", "vacuum1", "create_drop_index_1", "checkpoint_starvation_1"]
@@ -197,6 +198,7 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
+    end_on_signals()
     cache = os.path.abspath(options.cache)
     try:
         with sqlite_source.Locked(cache):

@@ -7,7 +7,6 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from clients import Client, hash_seed  # noqa: E402
 from events import DECK, Events  # noqa: E402
 from layout import make_clients, make_databases  # noqa: E402
-from nodes import Node, TestFailure  # noqa: E402
+from nodes import Node, TestFailure, end_on_signals  # noqa: E402
 from oracle import Oracle  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
@@ -243,13 +242,9 @@ def parse_arguments():
     return options
 
 
-def on_signal(number, _frame):
-    raise TestFailure(f"ended by signal {number}")
-
-
 def main():
     options = parse_arguments()
-    signal.signal(signal.SIGTERM, on_signal)
+    end_on_signals()
     directory = tempfile.mkdtemp(prefix="sluice-torture-")
     torture = Torture(options, directory)
     torture.say(f"seed {options.seed}, {options.seconds:.0f} s, in {directory}")
