@@ -31,7 +31,8 @@ bool flag(const HttpRequest& request, const std::string& name) {
 // A decimal or 16-hex-digit TXID.
 std::optional<std::uint64_t> parse_txid(const std::string& text) {
   if (const auto hex = parse_hex(text)) return hex;
-  if (text.empty() || text.size() > 15 || text.find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
+  if (text.empty() || text.size() > 15 || text.find_first_not_of("0123456789") != std::string::npos)
+    return std::nullopt;
   return std::stoull(text);
 }
 
@@ -69,9 +70,11 @@ bool Api::authorized(const HttpRequest& request) const {
 HttpResponse Api::not_primary() const {
   HttpResponse response;
   response.status = 503;
-  response.body = json::serialize(json::object{{"code", "read only"},
-                                               {"message", "this node is a replica; the primary is " + context_.primary_url},
-                                               {"primary_url", context_.primary_url}}) + "\n";
+  response.body = json::serialize(json::object{
+                      {"code", "read only"},
+                      {"message", "this node is a replica; the primary is " + context_.primary_url},
+                      {"primary_url", context_.primary_url}}) +
+                  "\n";
   return response;
 }
 
@@ -80,7 +83,8 @@ Route Api::route(const HttpRequest& request) {
   // Probes carry no secret and learn none.
   const bool probe = path.size() == 2 && path[0] == "v1" && (path[1] == "health" || path[1] == "ready");
   if (!probe && !authorized(request)) {
-    Route route = reply(401, "unauthorized", "wrong or missing token: send 'Authorization: Bearer TOKEN' (--token-file)");
+    Route route = reply(401, "unauthorized",
+                        "wrong or missing token: send 'Authorization: Bearer TOKEN' (--token-file)");
     route.error.headers["WWW-Authenticate"] = "Bearer";
     return route;
   }
@@ -172,22 +176,26 @@ Result<HttpResponse> Api::export_copy(const HttpRequest& request, storage::Datab
   response.headers["Sluice-Txid"] = to_hex(copy->end.pos.txid.value());
   response.headers["Sluice-Checksum"] = to_hex(copy->end.pos.checksum.value());
   TRY_ASSIGN(const std::uint64_t size, copy->file.size());
-  response.stream = HttpStream{size, [copy](std::uint64_t offset, ByteSpan out) { return copy->file.read_at(offset, out); }};
+  response.stream = HttpStream{
+      size, [copy](std::uint64_t offset, ByteSpan out) { return copy->file.read_at(offset, out); }};
   return response;
 }
 
 Result<HttpResponse> Api::import_upload(const HttpRequest& request, const std::string& name) {
   if (!import_mutex_.try_lock()) return make_error(Errc::busy, "another import is running");
-  const std::unique_ptr<Mutex, void (*)(Mutex*)> unlock(&import_mutex_, [](Mutex* m) NO_THREAD_SAFETY_ANALYSIS { m->unlock(); });
+  const std::unique_ptr<Mutex, void (*)(Mutex*)> unlock(
+      &import_mutex_, [](Mutex* m) NO_THREAD_SAFETY_ANALYSIS { m->unlock(); });
   TRY(check_importable(request.upload_path, "the uploaded file"));
   const auto existing = context_.store->find(name);
   const bool has_content = existing != nullptr && !existing->deleted();
   TRY_ASSIGN(const bool has_file, context_.store->fs().exists(context_.store->backing_path(name)));
   if (has_file && !has_content) {
-    return make_error(Errc::exists, "'" + name + "' is a file that is not a replicated database; choose another name");
+    return make_error(Errc::exists,
+                      "'" + name + "' is a file that is not a replicated database; choose another name");
   }
   if (has_content && !flag(request, "replace")) {
-    return make_error(Errc::exists, "the database '" + name + "' exists already; replace it with --replace (?replace=1)");
+    return make_error(Errc::exists,
+                      "the database '" + name + "' exists already; replace it with --replace (?replace=1)");
   }
   TRY(restore_in_child(request.upload_path, context_.mountpoint + "/" + name, request.cancelled));
   TRY(context_.capture_now(name));
@@ -199,12 +207,14 @@ Result<HttpResponse> Api::import_upload(const HttpRequest& request, const std::s
                                                {"txid", to_hex(pos.txid.value())},
                                                {"checksum", to_hex(pos.checksum.value())},
                                                {"page_size", database->page_size()},
-                                               {"pages", database->page_count()}}) + "\n";
+                                               {"pages", database->page_count()}}) +
+                  "\n";
   return response;
 }
 
 Result<HttpResponse> Api::verify(const HttpRequest& request, storage::Database& database) const {
-  if (database.deleted()) return make_error(Errc::not_found, "the database '" + database.name() + "' has no content");
+  if (database.deleted())
+    return make_error(Errc::not_found, "the database '" + database.name() + "' has no content");
   TRY_ASSIGN(VerifyReport report, verify_database(database, request.cancelled));
   if (flag(request, "integrity")) {
     const auto copy = copy_to_temp(database, context_.store->tmp_dir(), request.cancelled);
@@ -240,7 +250,8 @@ Result<HttpResponse> Api::log_list(const HttpRequest& request, storage::Database
                                                {"first", to_hex(database.log().first_readable().value())},
                                                {"durable", to_hex(database.log().durable().value())},
                                                {"records", std::move(records)},
-                                               {"more", more}}) + "\n";
+                                               {"more", more}}) +
+                  "\n";
   return response;
 }
 
@@ -255,11 +266,13 @@ Result<HttpResponse> Api::log_image(const HttpRequest& request, storage::Databas
   response.content_type = "application/octet-stream";
   response.headers["Sluice-Min-Txid"] = to_hex(handle.info.min_txid.value());
   response.headers["Sluice-Max-Txid"] = to_hex(handle.info.post.txid.value());
-  response.stream = HttpStream{handle.info.length, [handle](std::uint64_t offset, ByteSpan out) -> Result<void> {
-    TRY_ASSIGN(const std::size_t n, handle.file->read_at(handle.offset + offset, out));
-    if (n != out.size()) return make_error(Errc::corrupt, "the change log ends inside a record");
-    return {};
-  }};
+  response.stream =
+      HttpStream{handle.info.length, [handle](std::uint64_t offset, ByteSpan out) -> Result<void> {
+                   TRY_ASSIGN(const std::size_t n, handle.file->read_at(handle.offset + offset, out));
+                   if (n != out.size())
+                     return make_error(Errc::corrupt, "the change log ends inside a record");
+                   return {};
+                 }};
   return response;
 }
 

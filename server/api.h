@@ -1,4 +1,5 @@
-// The node's HTTP API (README, "API"): which request means what. Gets what it works on handed over by the node.
+// The node's HTTP API (README, "API"): which request means what. Gets what it works on handed over by the
+// node.
 #pragma once
 
 #include <functional>

@@ -67,7 +67,8 @@ Result<void> run_sluice(std::vector<std::string> arguments, const std::function<
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
   pid_t pid = 0;
-  const int rc = ::posix_spawn(&pid, "/proc/self/exe", &spawn.actions, &spawn.attributes, argv.data(), environ);
+  const int rc =
+      ::posix_spawn(&pid, "/proc/self/exe", &spawn.actions, &spawn.attributes, argv.data(), environ);
   if (rc != 0) return errno_error("start " + what, rc);
   write_end.reset();
   const auto text = read_until_end(read_end.get(), cancelled);
@@ -92,6 +93,8 @@ Result<void> restore_in_child(const std::string& source, const std::string& dest
   return run_sluice({"internal-restore", source, destination}, cancelled);
 }
 
-Result<void> open_in_child(const std::string& path) { return run_sluice({"internal-open", path}, {}); }
+Result<void> open_in_child(const std::string& path) {
+  return run_sluice({"internal-open", path}, {});
+}
 
 }  // namespace sluice::server

@@ -40,25 +40,33 @@ Message set_url(std::string& target, const std::string& value) {
 }
 
 Message set_io(Config& c, const std::string& v) {
-  if (v == "native") c.io = IoChoice::native;
-  else if (v == "auto") c.io = IoChoice::automatic;
-  else if (v == "plain") return "the plain path (no FUSE passthrough) is not available yet: use native or auto";
-  else return "'" + v + "' is not native or auto";
+  if (v == "native")
+    c.io = IoChoice::native;
+  else if (v == "auto")
+    c.io = IoChoice::automatic;
+  else if (v == "plain")
+    return "the plain path (no FUSE passthrough) is not available yet: use native or auto";
+  else
+    return "'" + v + "' is not native or auto";
   return std::nullopt;
 }
 
 Message set_lease_type(Config& c, const std::string& v) {
   if (v != "static") {
-    return "lease type '" + v + "' is not supported yet: use static, and name the primary with lease.primary-url on replicas";
+    return "lease type '" + v +
+           "' is not supported yet: use static, and name the primary with lease.primary-url on replicas";
   }
   c.lease_type = v;
   return std::nullopt;
 }
 
 Message set_replica_writes(Config& c, const std::string& v) {
-  if (v == "reject") c.replica_writes = ReplicaWrites::reject;
-  else if (v == "wait") c.replica_writes = ReplicaWrites::wait;
-  else return "'" + v + "' is neither reject nor wait";
+  if (v == "reject")
+    c.replica_writes = ReplicaWrites::reject;
+  else if (v == "wait")
+    c.replica_writes = ReplicaWrites::wait;
+  else
+    return "'" + v + "' is neither reject nor wait";
   return std::nullopt;
 }
 
@@ -107,7 +115,9 @@ const std::vector<ForeignKey>& foreign_keys() {
       {"tracing.max-size", {}, ""},
       {"tracing.max-count", {}, ""},
       {"tracing.compress", {}, ""},
-      {"proxy.target", {""}, "the HTTP proxy is not supported yet: let the application listen itself and remove the proxy section"},
+      {"proxy.target",
+       {""},
+       "the HTTP proxy is not supported yet: let the application listen itself and remove the proxy section"},
       {"proxy.addr", {}, ""},
       {"proxy.db", {}, ""},
       {"proxy.max-lag", {}, ""},
@@ -152,7 +162,9 @@ class Loader {
     }
     if (key == "proxy.passthrough" || key == "proxy.always-forward") return;
     if (key == "lease.databases") {
-      if (node.size() != 0) errors_.push_back({line, key, "replicating only some databases is not supported yet; remove the key"});
+      if (node.size() != 0)
+        errors_.push_back(
+            {line, key, "replicating only some databases is not supported yet; remove the key"});
       return;
     }
     const bool known = find(key) != nullptr || find_foreign(key) != nullptr;
@@ -214,8 +226,8 @@ class Loader {
   }
 
   static bool is_section(const std::string& key) {
-    static const std::set<std::string> sections = {"fuse",          "data",    "http",   "lease", "lease.consul", "log",
-                                                   "replica", "backup", "proxy", "tracing"};
+    static const std::set<std::string> sections = {"fuse", "data",    "http",   "lease", "lease.consul",
+                                                   "log",  "replica", "backup", "proxy", "tracing"};
     return sections.contains(key);
   }
   static const ConfigKey* find(const std::string& key) {
@@ -238,35 +250,51 @@ class Loader {
 const std::vector<ConfigKey>& config_keys() {
   static const std::vector<ConfigKey> keys = {
       {"fuse.dir", "", "MOUNTPOINT", "directory to mount on; must exist and be empty",
-       [](Config& c, const std::string& v) -> Message { c.mountpoint = v; return std::nullopt; }},
+       [](Config& c, const std::string& v) -> Message {
+         c.mountpoint = v;
+         return std::nullopt;
+       }},
       {"fuse.allow-other", "--allow-other", "", "let other users use the mount",
        [](Config& c, const std::string& v) { return set_bool(c.allow_other, v); }},
-      {"fuse.io", "--io", "native|auto", "how files are served; auto (default) picks what the kernel offers", set_io},
+      {"fuse.io", "--io", "native|auto", "how files are served; auto (default) picks what the kernel offers",
+       set_io},
       {"data.dir", "--data", "DIR", "data directory (required)",
-       [](Config& c, const std::string& v) -> Message { c.data_dir = v; return std::nullopt; }},
-      {"data.retention", "--retention", "DURATION", "keep change sets this long (default 10m; 0: no limit by age)",
+       [](Config& c, const std::string& v) -> Message {
+         c.data_dir = v;
+         return std::nullopt;
+       }},
+      {"data.retention", "--retention", "DURATION",
+       "keep change sets this long (default 10m; 0: no limit by age)",
        [](Config& c, const std::string& v) { return set_duration(c.retention_ms, v); }},
       {"data.retention-bytes", "--retention-bytes", "SIZE",
        "keep at most so much log for each database (default 1GiB; 0: no limit by size)",
        [](Config& c, const std::string& v) { return set_size(c.retention_bytes, v); }},
-      {"data.retention-monitor-interval", "--retention-interval", "DURATION", "how often to look (default 1m; 0: never)",
+      {"data.retention-monitor-interval", "--retention-interval", "DURATION",
+       "how often to look (default 1m; 0: never)",
        [](Config& c, const std::string& v) { return set_duration(c.retention_interval_ms, v); }},
       {"http.addr", "--listen", "HOST:PORT", "address of API and stream (default 127.0.0.1:20202)",
        [](Config& c, const std::string& v) { return set_address(c.listen, v); }},
       {"http.token-file", "--token-file", "FILE",
        "file with the secret that API clients and nodes must share; needed beyond loopback",
-       [](Config& c, const std::string& v) -> Message { c.token_file = v; return std::nullopt; }},
+       [](Config& c, const std::string& v) -> Message {
+         c.token_file = v;
+         return std::nullopt;
+       }},
       {"http.insecure", "--insecure", "", "listen beyond loopback without a token",
        [](Config& c, const std::string& v) { return set_bool(c.insecure, v); }},
       {"lease.type", "--lease", "static", "how the primary is chosen", set_lease_type},
       {"lease.hostname", "--hostname", "NAME", "this node's name (default: the machine's)",
-       [](Config& c, const std::string& v) -> Message { c.hostname = v; return std::nullopt; }},
+       [](Config& c, const std::string& v) -> Message {
+         c.hostname = v;
+         return std::nullopt;
+       }},
       {"lease.advertise-url", "--advertise-url", "URL", "where other nodes reach this one",
        [](Config& c, const std::string& v) { return set_url(c.advertise_url, v); }},
       {"lease.primary-url", "--primary-url", "URL", "the primary's URL; makes this node a replica",
        [](Config& c, const std::string& v) { return set_url(c.primary_url, v); }},
       {"lease.candidate", "--candidate", "true|false",
-       "true: this node is the primary; false: a replica of lease.primary-url (or, as in LiteFS, advertise-url)",
+       "true: this node is the primary; false: a replica of lease.primary-url (or, as in LiteFS, "
+       "advertise-url)",
        [](Config& c, const std::string& v) {
          bool value = false;
          const Message message = set_bool(value, v);
@@ -312,19 +340,23 @@ std::vector<ConfigError> finish_config(Config& config) {
       errors.push_back({0, "lease.candidate", "false needs lease.primary-url (--primary-url)"});
     }
   } else if (config.candidate == true && !config.primary_url.empty()) {
-    errors.push_back({0, "lease.candidate", "true contradicts lease.primary-url: a node with a primary is a replica"});
+    errors.push_back(
+        {0, "lease.candidate", "true contradicts lease.primary-url: a node with a primary is a replica"});
   }
-  if (config.mountpoint.empty()) errors.push_back({0, "fuse.dir", "no mount point: name it as MOUNTPOINT or in the file"});
-  if (config.data_dir.empty()) errors.push_back({0, "data.dir", "no data directory: use --data DIR or set it in the file"});
+  if (config.mountpoint.empty())
+    errors.push_back({0, "fuse.dir", "no mount point: name it as MOUNTPOINT or in the file"});
+  if (config.data_dir.empty())
+    errors.push_back({0, "data.dir", "no data directory: use --data DIR or set it in the file"});
   if (!config.data_dir.empty() && config.data_dir == config.mountpoint) {
     errors.push_back({0, "fuse.dir", "must not be the data directory"});
   }
   const auto address = parse_host_port(config.listen);
   if (address && !address->loopback() && config.token_file.empty() && !config.insecure) {
-    errors.push_back({0, "http.addr",
-                      "'" + config.listen +
-                          "' can be reached from other machines: set http.token-file (--token-file), or http.insecure "
-                          "(--insecure) on a network you trust"});
+    errors.push_back(
+        {0, "http.addr",
+         "'" + config.listen +
+             "' can be reached from other machines: set http.token-file (--token-file), or http.insecure "
+             "(--insecure) on a network you trust"});
   }
   if (config.unmount_wait_ms < 0) errors.push_back({0, "unmount-wait", "must not be negative"});
   return errors;

@@ -1,5 +1,6 @@
-// What a node is told: defaults, then the YAML file, then command-line flags. One table (config_keys) describes every
-// setting, so that each flag has a key and each key a flag. Key names are LiteFS's where the meaning is the same.
+// What a node is told: defaults, then the YAML file, then command-line flags. One table (config_keys)
+// describes every setting, so that each flag has a key and each key a flag. Key names are LiteFS's where the
+// meaning is the same.
 #pragma once
 
 #include <cstdint>
@@ -27,20 +28,20 @@ struct Config {
   std::string data_dir;
   std::string listen = "127.0.0.1:20202";  ///< host:port; an empty host means every address
   std::string token_file;
-  bool insecure = false;          ///< listen beyond loopback without a token
+  bool insecure = false;  ///< listen beyond loopback without a token
   std::string lease_type = "static";
-  std::string hostname;           ///< empty: the machine's
+  std::string hostname;  ///< empty: the machine's
   std::string advertise_url;
   std::string primary_url;
   std::optional<bool> candidate;  ///< LiteFS's static lease: true is the primary
   ReplicaWrites replica_writes = ReplicaWrites::reject;
   bool allow_other = false;
   IoChoice io = IoChoice::automatic;
-  std::int64_t retention_ms = 10 * 60 * 1000;           ///< <= 0: no limit by age
+  std::int64_t retention_ms = 10 * 60 * 1000;              ///< <= 0: no limit by age
   std::uint64_t retention_bytes = std::uint64_t{1} << 30;  ///< 0: no limit by size
   std::int64_t retention_interval_ms = 60 * 1000;
   std::int64_t unmount_wait_ms = 5000;
-  bool skip_sync = false;         ///< start the application before a replica has caught up
+  bool skip_sync = false;  ///< start the application before a replica has caught up
   bool log_json = false;
   bool debug = false;
   std::vector<ExecCommand> exec;
@@ -57,28 +58,28 @@ struct ConfigError {
 
 /// One setting. Exactly one of flag and positional reaches it from the command line.
 struct ConfigKey {
-  std::string_view key;     ///< dotted YAML path
-  std::string_view flag;    ///< "--listen"; empty: a positional argument or APP ARG…
-  std::string_view metavar; ///< shown in the help; empty: a switch
+  std::string_view key;      ///< dotted YAML path
+  std::string_view flag;     ///< "--listen"; empty: a positional argument or APP ARG…
+  std::string_view metavar;  ///< shown in the help; empty: a switch
   std::string_view help;
   /// Takes the text of the value over; the message if it is not understood.
   std::optional<std::string> (*set)(Config&, const std::string& value);
 };
 const std::vector<ConfigKey>& config_keys();
 
-/// Merges YAML text into `config`. All mistakes are reported, in the order of lines: unknown keys, wrong values, keys of
-/// LiteFS that Sluice does not support yet with another value than a harmless one.
+/// Merges YAML text into `config`. All mistakes are reported, in the order of lines: unknown keys, wrong
+/// values, keys of LiteFS that Sluice does not support yet with another value than a harmless one.
 std::vector<ConfigError> load_yaml(std::string_view text, Config& config);
 
-/// Rules between settings, after all were merged: what is missing, what contradicts. Also resolves LiteFS's way to name
-/// the primary (lease.candidate: false with lease.advertise-url).
+/// Rules between settings, after all were merged: what is missing, what contradicts. Also resolves LiteFS's
+/// way to name the primary (lease.candidate: false with lease.advertise-url).
 std::vector<ConfigError> finish_config(Config& config);
 
 /// "FILE:LINE: KEY: MESSAGE", one a line.
 std::string format_errors(const std::string& file, const std::vector<ConfigError>& errors);
 
-/// LiteFS's expansion of environment variables: $V, ${V}, ${V == 'x'}, ${V != "x"}, ${V == OTHER} (true or false). A
-/// variable that is not set is empty. Text that does not match is kept.
+/// LiteFS's expansion of environment variables: $V, ${V}, ${V == 'x'}, ${V != "x"}, ${V == OTHER} (true or
+/// false). A variable that is not set is empty. Text that does not match is kept.
 std::string expand_environment(std::string_view text,
                                const std::function<std::optional<std::string>(const std::string&)>& lookup);
 

@@ -12,8 +12,12 @@
 namespace sluice::server {
 namespace {
 
-bool is_name_start(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_'; }
-bool is_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
+bool is_name_start(char c) {
+  return std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_';
+}
+bool is_name(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
+}
 
 std::string_view trim(std::string_view text) {
   while (!text.empty() && std::isspace(static_cast<unsigned char>(text.front())) != 0) text.remove_prefix(1);
@@ -75,9 +79,8 @@ std::string expand_environment(std::string_view text, const Lookup& lookup) {
     text.remove_prefix(dollar + 1);
     if (text.starts_with("{")) {
       const std::size_t close = text.find('}');
-      const auto value = close == std::string_view::npos
-                             ? std::nullopt
-                             : expand_braces(text.substr(1, close - 1), lookup);
+      const auto value =
+          close == std::string_view::npos ? std::nullopt : expand_braces(text.substr(1, close - 1), lookup);
       if (value) {
         out += *value;
         text.remove_prefix(close + 1);
@@ -110,11 +113,16 @@ std::optional<std::int64_t> parse_duration_ms(std::string_view text) {
     const std::string_view unit = text.substr(0, n);
     text.remove_prefix(n);
     double scale = 0;
-    if (unit == "ms") scale = 1;
-    else if (unit == "s") scale = 1000;
-    else if (unit == "m") scale = 60'000;
-    else if (unit == "h") scale = 3'600'000;
-    else return std::nullopt;
+    if (unit == "ms")
+      scale = 1;
+    else if (unit == "s")
+      scale = 1000;
+    else if (unit == "m")
+      scale = 60'000;
+    else if (unit == "h")
+      scale = 3'600'000;
+    else
+      return std::nullopt;
     total_ms += value * scale;
   }
   if (!(total_ms < 1e15)) return std::nullopt;
@@ -155,16 +163,20 @@ std::optional<std::vector<std::string>> split_command(std::string_view text) {
   for (std::size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (quote == '\'') {
-      if (c == quote) quote = 0;
-      else word += c;
+      if (c == quote)
+        quote = 0;
+      else
+        word += c;
     } else if (c == '\\' && i + 1 < text.size()) {
       const char next = text[++i];
       if (quote == '"' && next != '"' && next != '\\' && next != '$' && next != '`') word += c;
       word += next;
       in_word = true;
     } else if (quote == '"') {
-      if (c == quote) quote = 0;
-      else word += c;
+      if (c == quote)
+        quote = 0;
+      else
+        word += c;
     } else if (c == '\'' || c == '"') {
       quote = c;
       in_word = true;
@@ -212,7 +224,8 @@ Result<HostPort> parse_host_port(std::string_view text) {
 Result<HostPort> parse_http_url(std::string_view url) {
   const std::string whole(url);
   if (url.starts_with("https://")) {
-    return make_error(Errc::unsupported, "'" + whole + "': TLS is not available yet, use http:// on a trusted network");
+    return make_error(Errc::unsupported,
+                      "'" + whole + "': TLS is not available yet, use http:// on a trusted network");
   }
   if (!url.starts_with("http://")) {
     return make_error(Errc::invalid_argument, "'" + whole + "' is not a URL of the form http://host:port");
@@ -223,7 +236,8 @@ Result<HostPort> parse_http_url(std::string_view url) {
     return make_error(Errc::invalid_argument, "'" + whole + "' is not a URL of the form http://host:port");
   }
   const std::size_t last_colon = url.rfind(':');
-  const bool has_port = last_colon != std::string_view::npos && (url.front() != '[' || url[last_colon - 1] == ']');
+  const bool has_port =
+      last_colon != std::string_view::npos && (url.front() != '[' || url[last_colon - 1] == ']');
   TRY_ASSIGN(HostPort result, parse_host_port(has_port ? std::string(url) : std::string(url) + ":80"));
   if (result.host.empty()) {
     return make_error(Errc::invalid_argument, "'" + whole + "' names no host");

@@ -40,12 +40,17 @@ Error sqlite_error(sqlite3* db, int rc, const std::string& what) {
   const std::string message = what + ": " + (db != nullptr ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
   switch (rc & 0xff) {
     case SQLITE_BUSY:
-    case SQLITE_LOCKED: return make_error(Errc::busy, message);
-    case SQLITE_READONLY: return make_error(Errc::read_only, message);
+    case SQLITE_LOCKED:
+      return make_error(Errc::busy, message);
+    case SQLITE_READONLY:
+      return make_error(Errc::read_only, message);
     case SQLITE_CORRUPT:
-    case SQLITE_NOTADB: return make_error(Errc::corrupt, message);
-    case SQLITE_FULL: return make_error(Errc::no_space, message);
-    default: return make_error(Errc::io, message);
+    case SQLITE_NOTADB:
+      return make_error(Errc::corrupt, message);
+    case SQLITE_FULL:
+      return make_error(Errc::no_space, message);
+    default:
+      return make_error(Errc::io, message);
   }
 }
 
@@ -61,8 +66,10 @@ Result<Db> open_db(const std::string& name, int flags, const std::string& what) 
 std::string immutable_uri(const std::string& path) {
   std::string uri = "file:";
   for (const char c : path) {
-    if (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '/' || c == '.' || c == '-' || c == '_') uri += c;
-    else uri += fmt::format("%{:02X}", static_cast<unsigned>(static_cast<unsigned char>(c)));
+    if (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '/' || c == '.' || c == '-' || c == '_')
+      uri += c;
+    else
+      uri += fmt::format("%{:02X}", static_cast<unsigned>(static_cast<unsigned char>(c)));
   }
   return uri + "?immutable=1";
 }
@@ -91,8 +98,11 @@ Result<void> match_page_size(sqlite3* source, sqlite3* destination, const std::s
   if (from == to) return {};
   TRY_ASSIGN(const std::string mode, query(destination, "PRAGMA journal_mode", name));
   if (mode != "wal") return {};
-  TRY_ASSIGN(const std::string now, query(destination, "PRAGMA journal_mode=DELETE", name + " (leaving WAL mode)"));
-  if (now == "wal") return make_error(Errc::busy, name + ": other connections keep it in WAL mode; try again when they are closed");
+  TRY_ASSIGN(const std::string now,
+             query(destination, "PRAGMA journal_mode=DELETE", name + " (leaving WAL mode)"));
+  if (now == "wal")
+    return make_error(Errc::busy,
+                      name + ": other connections keep it in WAL mode; try again when they are closed");
   return {};
 }
 
@@ -100,7 +110,8 @@ Result<void> match_page_size(sqlite3* source, sqlite3* destination, const std::s
 
 Result<DatabaseCopy> copy_to_temp(storage::Database& database, const std::string& tmp_dir,
                                   std::function<bool()> cancelled) {
-  if (database.deleted()) return make_error(Errc::not_found, "the database '" + database.name() + "' has no content");
+  if (database.deleted())
+    return make_error(Errc::not_found, "the database '" + database.name() + "' has no content");
   TRY_ASSIGN(TempFile file, TempFile::create(tmp_dir, "export-"));
   CopySink sink(file);
   storage::SnapshotOptions options;
@@ -127,8 +138,9 @@ Result<void> check_importable(const std::string& path, const std::string& what) 
   auto header = sqlite::parse_database_header(ByteView(bytes).first(got));
   if (header.has_error()) return with_context(what, header.error());
   if (size % header->page_size != 0) {
-    return make_error(Errc::corrupt, fmt::format("{} has {} bytes, not a whole number of pages of {} bytes: it was cut off",
-                                                 what, size, header->page_size));
+    return make_error(Errc::corrupt,
+                      fmt::format("{} has {} bytes, not a whole number of pages of {} bytes: it was cut off",
+                                  what, size, header->page_size));
   }
   if (header->pages(size) > size / header->page_size) {
     return make_error(Errc::corrupt, fmt::format("{} has {} pages, its header says {}: it was cut off", what,
@@ -161,7 +173,8 @@ Result<void> restore_database(const std::string& source, const std::string& dest
   if (backup == nullptr) return sqlite_error(to.get(), sqlite3_errcode(to.get()), "restore " + destination);
   const int step = sqlite3_backup_step(backup, -1);
   const int finish = sqlite3_backup_finish(backup);
-  if (step != SQLITE_DONE) return sqlite_error(finish == SQLITE_OK ? nullptr : to.get(), step, "restore " + destination);
+  if (step != SQLITE_DONE)
+    return sqlite_error(finish == SQLITE_OK ? nullptr : to.get(), step, "restore " + destination);
   if (finish != SQLITE_OK) return sqlite_error(to.get(), finish, "restore " + destination);
   return {};
 }

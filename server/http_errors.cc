@@ -7,24 +7,38 @@ namespace sluice::server {
 
 unsigned http_status(Errc code) {
   switch (code) {
-    case Errc::invalid_argument: return 400;
-    case Errc::not_found: return 404;
-    case Errc::exists: return 409;
-    case Errc::busy: return 409;
-    case Errc::read_only: return 503;
-    case Errc::corrupt: return 422;
-    case Errc::no_space: return 507;
-    case Errc::unsupported: return 501;
-    case Errc::cancelled: return 503;
-    case Errc::deadline: return 504;
-    case Errc::unavailable: return 503;
-    case Errc::too_large: return 413;
-    case Errc::in_use: return 409;
+    case Errc::invalid_argument:
+      return 400;
+    case Errc::not_found:
+      return 404;
+    case Errc::exists:
+      return 409;
+    case Errc::busy:
+      return 409;
+    case Errc::read_only:
+      return 503;
+    case Errc::corrupt:
+      return 422;
+    case Errc::no_space:
+      return 507;
+    case Errc::unsupported:
+      return 501;
+    case Errc::cancelled:
+      return 503;
+    case Errc::deadline:
+      return 504;
+    case Errc::unavailable:
+      return 503;
+    case Errc::too_large:
+      return 413;
+    case Errc::in_use:
+      return 409;
     case Errc::io:
     case Errc::position:
     case Errc::protocol:
     case Errc::stale_epoch:
-    case Errc::internal: return 500;
+    case Errc::internal:
+      return 500;
   }
   return 500;
 }

@@ -1,5 +1,6 @@
-// The only translation unit with Beast's server side. Note for changes: g++ 12.2 miscompiles braced temporaries, capturing
-// lambdas and defaulted `= {}` arguments inside a co_await full-expression; name them on the line above.
+// The only translation unit with Beast's server side. Note for changes: g++ 12.2 miscompiles braced
+// temporaries, capturing lambdas and defaulted `= {}` arguments inside a co_await full-expression; name them
+// on the line above.
 #include "server/http_server.h"
 
 #include <fcntl.h>
@@ -50,7 +51,9 @@ asio::awaitable<std::optional<T>> on_pool(ThreadPool& pool, std::function<T()> w
   co_return std::move(*slot);
 }
 
-bool iequals(std::string_view a, std::string_view b) { return beast::iequals(a, b); }
+bool iequals(std::string_view a, std::string_view b) {
+  return beast::iequals(a, b);
+}
 
 bool wants_upgrade(const http::fields& header, std::string_view protocol) {
   http::token_list connection{header[http::field::connection]};
@@ -83,12 +86,13 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   asio::awaitable<bool> one_request(beast::tcp_stream& stream, beast::flat_buffer& buffer, bool first);
   asio::awaitable<std::optional<HttpResponse>> upload(beast::tcp_stream& stream, beast::flat_buffer& buffer,
                                                       HeaderParser& parser, HttpRequest& request);
-  asio::awaitable<bool> drain_body(beast::tcp_stream& stream, beast::flat_buffer& buffer, HeaderParser& parser);
+  asio::awaitable<bool> drain_body(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+                                   HeaderParser& parser);
   asio::awaitable<bool> send(beast::tcp_stream& stream, HttpResponse response, bool keep_alive, bool head);
   asio::awaitable<bool> send_stream(beast::tcp_stream& stream, const HttpStream& body);
   asio::awaitable<void> upgrade(beast::tcp_stream& stream, beast::flat_buffer& buffer);
-  // Sends the last answer on this connection while the peer may still be sending: closing at once would reset the
-  // connection and the answer could be lost on the way.
+  // Sends the last answer on this connection while the peer may still be sending: closing at once would reset
+  // the connection and the answer could be lost on the way.
   asio::awaitable<void> send_and_close(beast::tcp_stream& stream, HttpResponse response, bool head);
 
   void expire(beast::tcp_stream& stream, int ms) { stream.expires_after(std::chrono::milliseconds(ms)); }
@@ -106,8 +110,8 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
 };
 
 Result<void> HttpServer::Impl::bind() {
-  const std::string where =
-      (options.listen.host.empty() ? std::string("*") : options.listen.host) + ":" + std::to_string(options.listen.port);
+  const std::string where = (options.listen.host.empty() ? std::string("*") : options.listen.host) + ":" +
+                            std::to_string(options.listen.port);
   error_code ec;
   tcp::endpoint endpoint(tcp::v6(), options.listen.port);
   if (!options.listen.host.empty()) {
@@ -134,7 +138,9 @@ Result<void> HttpServer::Impl::bind() {
     open();
   }
   if (ec == asio::error::address_in_use) {
-    return make_error(Errc::in_use, "cannot listen on " + where + ": the port is in use by another program; choose another with --listen");
+    return make_error(Errc::in_use,
+                      "cannot listen on " + where +
+                          ": the port is in use by another program; choose another with --listen");
   }
   if (ec) return make_error(Errc::invalid_argument, "cannot listen on " + where + ": " + ec.message());
   ::fcntl(acceptor.native_handle(), F_SETFD, FD_CLOEXEC);
@@ -213,14 +219,15 @@ asio::awaitable<void> HttpServer::Impl::connection(beast::tcp_stream stream) {
   }
 }
 
-asio::awaitable<bool> HttpServer::Impl::one_request(beast::tcp_stream& stream, beast::flat_buffer& buffer, bool first) {
+asio::awaitable<bool> HttpServer::Impl::one_request(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+                                                    bool first) {
   HeaderParser parser;
   parser.header_limit(static_cast<std::uint32_t>(options.header_limit));
   parser.body_limit(boost::none);  // depends on the route
   expire(stream, first || buffer.size() > 0 ? options.header_timeout_ms : options.idle_timeout_ms);
   const auto [ec, n] = co_await http::async_read_header(stream, buffer, parser, kUseTuple);
-  if (ec == http::error::end_of_stream || ec == beast::error::timeout || ec == asio::error::connection_reset ||
-      ec == asio::error::operation_aborted) {
+  if (ec == http::error::end_of_stream || ec == beast::error::timeout ||
+      ec == asio::error::connection_reset || ec == asio::error::operation_aborted) {
     co_return false;
   }
   if (ec) {
@@ -248,7 +255,8 @@ asio::awaitable<bool> HttpServer::Impl::one_request(beast::tcp_stream& stream, b
       co_return false;
     }
     route.kind = RouteKind::reply;
-    route.error = error_response(426, "upgrade required", "this address needs 'Upgrade: " + options.upgrade_protocol + "'");
+    route.error = error_response(426, "upgrade required",
+                                 "this address needs 'Upgrade: " + options.upgrade_protocol + "'");
     route.error.headers["Upgrade"] = options.upgrade_protocol;
   }
   if (route.kind == RouteKind::reply) {
@@ -294,7 +302,8 @@ asio::awaitable<bool> HttpServer::Impl::drain_body(beast::tcp_stream& stream, be
 }
 
 asio::awaitable<std::optional<HttpResponse>> HttpServer::Impl::upload(beast::tcp_stream& stream,
-                                                                      beast::flat_buffer& buffer, HeaderParser& parser,
+                                                                      beast::flat_buffer& buffer,
+                                                                      HeaderParser& parser,
                                                                       HttpRequest& request) {
   if (iequals(parser.get()[http::field::expect], "100-continue")) {
     http::response<http::empty_body> go_on(http::status::continue_, 11);
@@ -333,8 +342,8 @@ asio::awaitable<std::optional<HttpResponse>> HttpServer::Impl::upload(beast::tcp
   co_return co_await on_pool(slow, work);
 }
 
-asio::awaitable<bool> HttpServer::Impl::send(beast::tcp_stream& stream, HttpResponse response, bool keep_alive,
-                                             bool head) {
+asio::awaitable<bool> HttpServer::Impl::send(beast::tcp_stream& stream, HttpResponse response,
+                                             bool keep_alive, bool head) {
   http::response<http::empty_body> out(static_cast<http::status>(response.status), 11);
   out.set(http::field::server, "sluice");
   out.set(http::field::content_type, response.content_type);
@@ -348,14 +357,15 @@ asio::awaitable<bool> HttpServer::Impl::send(beast::tcp_stream& stream, HttpResp
   if (head) co_return keep_alive;
   if (response.stream) {
     const bool sent = co_await send_stream(stream, *response.stream);
-    co_return sent && keep_alive;
+    co_return sent&& keep_alive;
   }
   const auto text = asio::buffer(response.body);
   const auto [ec2, n2] = co_await asio::async_write(stream, text, kUseTuple);
   co_return !ec2 && keep_alive;
 }
 
-asio::awaitable<void> HttpServer::Impl::send_and_close(beast::tcp_stream& stream, HttpResponse response, bool head) {
+asio::awaitable<void> HttpServer::Impl::send_and_close(beast::tcp_stream& stream, HttpResponse response,
+                                                       bool head) {
   co_await send(stream, std::move(response), false, head);
   error_code ec;
   stream.socket().shutdown(tcp::socket::shutdown_send, ec);
@@ -399,8 +409,8 @@ asio::awaitable<void> HttpServer::Impl::upgrade(beast::tcp_stream& stream, beast
   if (ec) co_return;
   error_code peer_ec;
   const auto endpoint = stream.socket().remote_endpoint(peer_ec);
-  const std::string peer =
-      peer_ec ? std::string("unknown") : endpoint.address().to_string() + ":" + std::to_string(endpoint.port());
+  const std::string peer = peer_ec ? std::string("unknown")
+                                   : endpoint.address().to_string() + ":" + std::to_string(endpoint.port());
   const auto rest = buffer.data();
   const auto* begin = static_cast<const std::byte*>(rest.data());
   Bytes early(begin, begin + rest.size());
@@ -415,10 +425,18 @@ asio::awaitable<void> HttpServer::Impl::upgrade(beast::tcp_stream& stream, beast
 }
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-HttpServer::~HttpServer() { impl_->stop(); }
-void HttpServer::serve(HttpHandler& handler) { impl_->serve(handler); }
-void HttpServer::stop() { impl_->stop(); }
-std::uint16_t HttpServer::port() const { return impl_->acceptor.local_endpoint().port(); }
+HttpServer::~HttpServer() {
+  impl_->stop();
+}
+void HttpServer::serve(HttpHandler& handler) {
+  impl_->serve(handler);
+}
+void HttpServer::stop() {
+  impl_->stop();
+}
+std::uint16_t HttpServer::port() const {
+  return impl_->acceptor.local_endpoint().port();
+}
 
 Result<std::unique_ptr<HttpServer>> HttpServer::bind(HttpServerOptions options) {
   auto impl = std::make_unique<Impl>(std::move(options));

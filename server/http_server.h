@@ -1,9 +1,9 @@
-// The node's one TCP port: HTTP/1.1 for the API, and the way in for replicas' streams (GET /v1/stream, Upgrade: sluice).
-// Knows HTTP and nothing of Sluice: what a request means is the HttpHandler's.
+// The node's one TCP port: HTTP/1.1 for the API, and the way in for replicas' streams (GET /v1/stream,
+// Upgrade: sluice). Knows HTTP and nothing of Sluice: what a request means is the HttpHandler's.
 //
-// Threads: one thread with one io_context for the sockets; handlers and files on pools. Limits: header 16 KiB, body
-// 64 KiB unless the route is an upload, 256 connections, 10 s for a header, 30 s for every other read or write, 60 s
-// idle between requests. What is not HTTP is answered with 400 and closed.
+// Threads: one thread with one io_context for the sockets; handlers and files on pools. Limits: header 16
+// KiB, body 64 KiB unless the route is an upload, 256 connections, 10 s for a header, 30 s for every other
+// read or write, 60 s idle between requests. What is not HTTP is answered with 400 and closed.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +22,10 @@ namespace sluice::server {
 
 struct HttpRequest {
   std::string method;
-  std::vector<std::string> path;             ///< percent-decoded segments: /v1/databases/a%2Fb -> v1, databases, a/b
+  std::vector<std::string> path;  ///< percent-decoded segments: /v1/databases/a%2Fb -> v1, databases, a/b
   std::map<std::string, std::string> query;  ///< percent-decoded
   std::string authorization;                 ///< the header, as sent
-  std::string upload_path;                   ///< upload routes: the file with the body; the server removes it afterwards
+  std::string upload_path;  ///< upload routes: the file with the body; the server removes it afterwards
   /// Becomes true when the server stops: long work should end.
   std::function<bool()> cancelled;
 };
@@ -90,8 +90,8 @@ struct HttpServerOptions {
 /// Thread-safe.
 class HttpServer {
  public:
-  /// Binds and listens; connections wait until serve(). Errc::in_use: names the address; Errc::invalid_argument: the
-  /// host does not resolve to an address of this machine.
+  /// Binds and listens; connections wait until serve(). Errc::in_use: names the address;
+  /// Errc::invalid_argument: the host does not resolve to an address of this machine.
   static Result<std::unique_ptr<HttpServer>> bind(HttpServerOptions options);
   ~HttpServer();
 

@@ -15,7 +15,9 @@
 
 namespace sluice::server {
 
-void print_error(const std::string& message) { std::fprintf(stderr, "sluice: %s\n", message.c_str()); }
+void print_error(const std::string& message) {
+  std::fprintf(stderr, "sluice: %s\n", message.c_str());
+}
 
 namespace {
 

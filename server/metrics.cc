@@ -67,16 +67,21 @@ double open_descriptors() {
 
 void add_database(Families& m, const DatabaseStatus& d) {
   const Labels db = {{"db", d.name}};
-  m.counter("sluice_db_txid", "TXID of the database: change sets since it began.", db, static_cast<double>(d.pos.txid.value()));
+  m.counter("sluice_db_txid", "TXID of the database: change sets since it began.", db,
+            static_cast<double>(d.pos.txid.value()));
   if (d.applied) {
-    m.gauge("sluice_db_applied_txid", "TXID that readers on this replica see.", db, static_cast<double>(d.applied->txid.value()));
+    m.gauge("sluice_db_applied_txid", "TXID that readers on this replica see.", db,
+            static_cast<double>(d.applied->txid.value()));
   }
-  m.gauge("sluice_db_durable_txid", "TXID up to which the change log is on disk.", db, static_cast<double>(d.durable.value()));
+  m.gauge("sluice_db_durable_txid", "TXID up to which the change log is on disk.", db,
+          static_cast<double>(d.durable.value()));
   m.gauge("sluice_db_pages", "Size of the database in pages.", db, d.pages);
   m.gauge("sluice_db_bytes", "Size of the database in bytes.", db, static_cast<double>(d.bytes()));
   m.gauge("sluice_db_log_bytes", "Size of the change log in bytes.", db, static_cast<double>(d.log_bytes));
-  m.gauge("sluice_db_log_first_txid", "Smallest TXID that the change log still has.", db, static_cast<double>(d.log_first.value()));
-  m.gauge("sluice_db_timestamp_seconds", "Time of the last change set.", db, static_cast<double>(d.timestamp_ms) / 1000);
+  m.gauge("sluice_db_log_first_txid", "Smallest TXID that the change log still has.", db,
+          static_cast<double>(d.log_first.value()));
+  m.gauge("sluice_db_timestamp_seconds", "Time of the last change set.", db,
+          static_cast<double>(d.timestamp_ms) / 1000);
 }
 
 void add_replica(Families& m, const replication::ReplicaStatus& r, const NodeStatus& s) {
@@ -85,12 +90,15 @@ void add_replica(Families& m, const replication::ReplicaStatus& r, const NodeSta
             {{"replica", id}, {"hostname", r.hostname}}, static_cast<double>(r.bytes_sent));
   for (const auto& d : r.databases) {
     const Labels labels = {{"replica", id}, {"hostname", r.hostname}, {"db", d.name}};
-    m.gauge("sluice_replica_durable_txid", "TXID the replica has on disk.", labels, static_cast<double>(d.durable.value()));
-    m.gauge("sluice_replica_applied_txid", "TXID the replica's readers see.", labels, static_cast<double>(d.applied.value()));
+    m.gauge("sluice_replica_durable_txid", "TXID the replica has on disk.", labels,
+            static_cast<double>(d.durable.value()));
+    m.gauge("sluice_replica_applied_txid", "TXID the replica's readers see.", labels,
+            static_cast<double>(d.applied.value()));
     for (const DatabaseStatus& own : s.databases) {
       if (own.name != d.name) continue;
       const double lag = static_cast<double>(own.pos.txid.value()) - static_cast<double>(d.applied.value());
-      m.gauge("sluice_replica_lag_txids", "Change sets the replica has not applied yet.", labels, lag > 0 ? lag : 0);
+      m.gauge("sluice_replica_lag_txids", "Change sets the replica has not applied yet.", labels,
+              lag > 0 ? lag : 0);
     }
   }
 }
@@ -99,10 +107,13 @@ void add_subscriber(Families& m, const replication::SubscriberStatus& s) {
   m.gauge("sluice_connected", "1 while this replica is connected to the primary.", {}, s.connected ? 1 : 0);
   m.gauge("sluice_synced", "1 once this replica has caught up since it connected.", {}, s.synced ? 1 : 0);
   if (s.lag_ms) {
-    m.gauge("sluice_lag_seconds", "Age of what is applied against the primary's newest.", {}, static_cast<double>(*s.lag_ms) / 1000);
+    m.gauge("sluice_lag_seconds", "Age of what is applied against the primary's newest.", {},
+            static_cast<double>(*s.lag_ms) / 1000);
   }
-  m.counter("sluice_received_bytes_total", "Bytes received from the primary.", {}, static_cast<double>(s.bytes_received));
-  m.counter("sluice_resyncs_total", "Snapshots asked for because something did not fit.", {}, static_cast<double>(s.resyncs));
+  m.counter("sluice_received_bytes_total", "Bytes received from the primary.", {},
+            static_cast<double>(s.bytes_received));
+  m.counter("sluice_resyncs_total", "Snapshots asked for because something did not fit.", {},
+            static_cast<double>(s.resyncs));
 }
 
 }  // namespace
@@ -115,7 +126,8 @@ std::string metrics_text(const NodeStatus& s) {
   m.gauge("sluice_epoch", "Epoch of the primary's reign.", {}, static_cast<double>(s.epoch.value()));
   m.gauge("sluice_uptime_seconds", "Since the node started.", {}, static_cast<double>(s.uptime_ms) / 1000);
   m.gauge("sluice_db_count", "Databases with content.", {},
-          static_cast<double>(std::count_if(s.databases.begin(), s.databases.end(), [](const auto& d) { return d.pages != 0; })));
+          static_cast<double>(std::count_if(s.databases.begin(), s.databases.end(),
+                                            [](const auto& d) { return d.pages != 0; })));
   for (const DatabaseStatus& d : s.databases) add_database(m, d);
   if (s.role == storage::Role::primary) {
     m.gauge("sluice_replica_count", "Replicas connected.", {}, static_cast<double>(s.replicas.size()));
@@ -124,10 +136,12 @@ std::string metrics_text(const NodeStatus& s) {
     add_subscriber(m, *s.subscriber);
   }
   for (const auto& [opcode, count] : s.fuse_requests) {
-    m.counter("sluice_fuse_requests_total", "FUSE requests served.", {{"opcode", opcode}}, static_cast<double>(count));
+    m.counter("sluice_fuse_requests_total", "FUSE requests served.", {{"opcode", opcode}},
+              static_cast<double>(count));
   }
   for (const auto& [name, count] : s.capture) {
-    m.counter("sluice_capture_" + name + "_total", "Counted by capture: " + name + ".", {}, static_cast<double>(count));
+    m.counter("sluice_capture_" + name + "_total", "Counted by capture: " + name + ".", {},
+              static_cast<double>(count));
   }
   m.gauge("process_resident_memory_bytes", "Resident memory of the daemon.", {}, resident_bytes());
   m.gauge("process_open_fds", "Open file descriptors of the daemon.", {}, open_descriptors());

@@ -35,18 +35,20 @@ std::string machine_hostname() {
 
 storage::RetentionPolicy retention(const Config& config) {
   storage::RetentionPolicy policy;
-  policy.max_age_ms = config.retention_ms > 0 ? config.retention_ms : std::numeric_limits<std::int64_t>::max();
-  policy.max_bytes = config.retention_bytes > 0 ? config.retention_bytes : std::numeric_limits<std::uint64_t>::max();
+  policy.max_age_ms =
+      config.retention_ms > 0 ? config.retention_ms : std::numeric_limits<std::int64_t>::max();
+  policy.max_bytes =
+      config.retention_bytes > 0 ? config.retention_bytes : std::numeric_limits<std::uint64_t>::max();
   return policy;
 }
 
 std::map<std::string, std::uint64_t> capture_numbers(const fuse::CaptureCounters& c) {
-  return {{"change_sets", c.change_sets},           {"frames", c.frames},
-          {"gate_captures", c.gate_captures},       {"chain_captures", c.chain_captures},
-          {"generations", c.generations},           {"generations_back", c.generations_back},
-          {"torn_headers", c.torn_headers},         {"zero_salt_frames", c.zero_salt_frames},
-          {"guarded_writes", c.guarded_writes},     {"anomalies", c.anomalies},
-          {"reconciliations", c.reconciliations},   {"unjournaled", c.unjournaled}};
+  return {{"change_sets", c.change_sets},         {"frames", c.frames},
+          {"gate_captures", c.gate_captures},     {"chain_captures", c.chain_captures},
+          {"generations", c.generations},         {"generations_back", c.generations_back},
+          {"torn_headers", c.torn_headers},       {"zero_salt_frames", c.zero_salt_frames},
+          {"guarded_writes", c.guarded_writes},   {"anomalies", c.anomalies},
+          {"reconciliations", c.reconciliations}, {"unjournaled", c.unjournaled}};
 }
 
 // The store's observer: the publisher, and the X-pos files that the kernel may have cached.
@@ -86,7 +88,8 @@ class Maintenance {
                   storage::Database::Checkpoint checkpoint) {
     for (const auto& database : store.list()) {
       const auto done = database->maintain(policy, checkpoint);
-      if (done.has_error()) LOG_ERROR("{}: maintenance failed: {}", database->name(), done.error().to_string());
+      if (done.has_error())
+        LOG_ERROR("{}: maintenance failed: {}", database->name(), done.error().to_string());
     }
   }
 
@@ -183,11 +186,12 @@ Result<void> NodeImpl::start() {
   sources.position = [this](const std::string& name) { return position(name); };
   files_ = std::make_unique<NodeFiles>(std::move(sources));
   TRY(role_ == Role::primary ? start_primary() : start_replica());
-  maintenance_.start(*store_, store_options.retention, config_.retention_interval_ms,
-                     role_ == Role::primary ? storage::Database::Checkpoint::if_due : storage::Database::Checkpoint::none);
+  maintenance_.start(
+      *store_, store_options.retention, config_.retention_interval_ms,
+      role_ == Role::primary ? storage::Database::Checkpoint::if_due : storage::Database::Checkpoint::none);
   serve_http();
-  LOG_INFO("{} {} serves {} from {}, API on port {}", role_ == Role::primary ? "primary" : "replica", hostname_,
-           config_.mountpoint, config_.data_dir, http_->port());
+  LOG_INFO("{} {} serves {} from {}, API on port {}", role_ == Role::primary ? "primary" : "replica",
+           hostname_, config_.mountpoint, config_.data_dir, http_->port());
   return {};
 }
 
@@ -227,13 +231,14 @@ Result<void> NodeImpl::mount(fuse::Observer& observer) {
   TRY_ASSIGN(mount_, fuse::Mount::start(options, observer, *files_, pool_));
   mount_->on_session_end([fd = ended_.get()] {
     const std::uint64_t one = 1;
-    if (::write(fd, &one, sizeof one) != static_cast<ssize_t>(sizeof one)) LOG_ERROR("cannot tell that the mount ended");
+    if (::write(fd, &one, sizeof one) != static_cast<ssize_t>(sizeof one))
+      LOG_ERROR("cannot tell that the mount ended");
   });
   return {};
 }
 
-// The order matters: what was committed while no daemon ran is captured before anybody can commit more, and nothing is
-// served before the tail runs.
+// The order matters: what was committed while no daemon ran is captured before anybody can commit more, and
+// nothing is served before the tail runs.
 Result<void> NodeImpl::start_primary() {
   replication::PublisherOptions publisher_options;
   publisher_options.hostname = hostname_;
@@ -313,7 +318,8 @@ std::optional<Pos> NodeImpl::position(const std::string& name) const {
   if (database == nullptr || database->deleted()) return std::nullopt;
   if (capture_) {
     const auto captured = capture_->capture_now(name);
-    if (captured.has_error()) LOG_WARN("{}: capture for its position: {}", name, captured.error().to_string());
+    if (captured.has_error())
+      LOG_WARN("{}: capture for its position: {}", name, captured.error().to_string());
   }
   if (auto* replica = live_replica_.load()) {
     const auto applied = replica->database(name);
@@ -353,8 +359,8 @@ NodeStatus NodeImpl::status() const {
   return s;
 }
 
-// Graceful stop: (the application has ended) → no more requests → replicas and primary let go → unmount, which lets
-// capture or apply finish what clients did → log and checksums made durable → store and its lock.
+// Graceful stop: (the application has ended) → no more requests → replicas and primary let go → unmount,
+// which lets capture or apply finish what clients did → log and checksums made durable → store and its lock.
 Result<void> NodeImpl::stop() {
   if (std::exchange(stopped_, true)) return {};
   Result<void> first;

@@ -1,5 +1,6 @@
-// A running node: the only place that knows everything. Opens the data directory, takes the role the lease gives, puts
-// mount, capture or apply, replication and HTTP together, and takes them apart again in the right order.
+// A running node: the only place that knows everything. Opens the data directory, takes the role the lease
+// gives, puts mount, capture or apply, replication and HTTP together, and takes them apart again in the right
+// order.
 #pragma once
 
 #include <memory>
@@ -14,8 +15,8 @@ namespace sluice::server {
 /// Thread-safe but for stop().
 class Node {
  public:
-  /// Returns when the node serves: mounted, recovered, listening. `token`: content of the token file, or empty. On an
-  /// error everything is taken apart again.
+  /// Returns when the node serves: mounted, recovered, listening. `token`: content of the token file, or
+  /// empty. On an error everything is taken apart again.
   static Result<std::unique_ptr<Node>> start(const Config& config, std::string token);
   virtual ~Node() = default;
 
@@ -23,8 +24,8 @@ class Node {
   virtual std::uint16_t http_port() const = 0;
   /// Becomes readable when the mount ended by itself (somebody unmounted it): the node must stop.
   virtual int ended_fd() const = 0;
-  /// Stops serving, unmounts, captures or applies what is pending, closes. Idempotent; the first error is returned,
-  /// later steps are done all the same.
+  /// Stops serving, unmounts, captures or applies what is pending, closes. Idempotent; the first error is
+  /// returned, later steps are done all the same.
   virtual Result<void> stop() = 0;
 };
 

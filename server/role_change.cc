@@ -10,13 +10,14 @@
 namespace sluice::server {
 namespace {
 
-// Lets SQLite itself move the WAL's content into the database file and remove the WAL. Every frame in it is in the change
-// log already (I1).
+// Lets SQLite itself move the WAL's content into the database file and remove the WAL. Every frame in it is
+// in the change log already (I1).
 Result<void> fold_wal(const std::string& path) {
   sqlite3* raw = nullptr;
   int rc = sqlite3_open_v2(path.c_str(), &raw, SQLITE_OPEN_READWRITE, nullptr);
   const std::unique_ptr<sqlite3, int (*)(sqlite3*)> db(raw, sqlite3_close);
-  if (rc == SQLITE_OK) rc = sqlite3_exec(raw, "SELECT count(*) FROM sqlite_schema", nullptr, nullptr, nullptr);
+  if (rc == SQLITE_OK)
+    rc = sqlite3_exec(raw, "SELECT count(*) FROM sqlite_schema", nullptr, nullptr, nullptr);
   if (rc == SQLITE_OK) {
     int log = 0;
     int done = 0;
@@ -31,7 +32,8 @@ Result<void> fold_wal(const std::string& path) {
 
 Result<void> prepare_role(storage::Store& store, storage::Role role) {
   const auto last = store.last_role();
-  // As a replica: replays the log into the files; if this was a primary's directory, sets its databases aside first.
+  // As a replica: replays the log into the files; if this was a primary's directory, sets its databases aside
+  // first.
   if (role == storage::Role::replica) return storage::Replica::recover(store);
   if (last == storage::Role::replica) {
     LOG_INFO("this data directory was last a replica's; making its databases whole for a primary");
@@ -40,8 +42,10 @@ Result<void> prepare_role(storage::Store& store, storage::Role role) {
       if (database->deleted()) continue;
       TRY_ASSIGN(const bool there, store.fs().exists(store.backing_path(database->name())));
       if (!there) {
-        return make_error(Errc::unavailable, "the database '" + database->name() +
-                                                 "' never reached this replica whole: it cannot become the primary; let it catch up first");
+        return make_error(
+            Errc::unavailable,
+            "the database '" + database->name() +
+                "' never reached this replica whole: it cannot become the primary; let it catch up first");
       }
       TRY(fold_wal(store.backing_path(database->name())));
     }

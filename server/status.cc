@@ -30,9 +30,10 @@ json::object database_json(const DatabaseStatus& d) {
                  {"bytes", d.bytes()},
                  {"journal_mode", d.journal_mode},
                  {"timestamp_ms", d.timestamp_ms},
-                 {"log", {{"first", to_hex(d.log_first.value())},
-                          {"durable", to_hex(d.durable.value())},
-                          {"bytes", d.log_bytes}}}};
+                 {"log",
+                  {{"first", to_hex(d.log_first.value())},
+                   {"durable", to_hex(d.durable.value())},
+                   {"bytes", d.log_bytes}}}};
   if (d.applied) {
     o["applied_txid"] = to_hex(d.applied->txid.value());
     o["applied_checksum"] = to_hex(d.applied->checksum.value());
@@ -43,9 +44,8 @@ json::object database_json(const DatabaseStatus& d) {
 json::object replica_json(const replication::ReplicaStatus& r, const std::vector<DatabaseStatus>& databases) {
   json::array list;
   for (const auto& d : r.databases) {
-    json::object o{{"name", d.name},
-                   {"durable", to_hex(d.durable.value())},
-                   {"applied", to_hex(d.applied.value())}};
+    json::object o{
+        {"name", d.name}, {"durable", to_hex(d.durable.value())}, {"applied", to_hex(d.applied.value())}};
     for (const DatabaseStatus& own : databases) {
       if (own.name != d.name) continue;
       const std::uint64_t mine = own.pos.txid.value();
@@ -53,9 +53,9 @@ json::object replica_json(const replication::ReplicaStatus& r, const std::vector
     }
     list.push_back(std::move(o));
   }
-  return json::object{{"node_id", to_hex(r.node_id.value())}, {"hostname", r.hostname},
-                      {"address", r.address},                 {"connected_ms", r.connected_ms},
-                      {"bytes_sent", r.bytes_sent},           {"databases", std::move(list)}};
+  return json::object{
+      {"node_id", to_hex(r.node_id.value())}, {"hostname", r.hostname},     {"address", r.address},
+      {"connected_ms", r.connected_ms},       {"bytes_sent", r.bytes_sent}, {"databases", std::move(list)}};
 }
 
 }  // namespace
@@ -63,7 +63,8 @@ json::object replica_json(const replication::ReplicaStatus& r, const std::vector
 std::string NodeStatus::not_ready_reason() const {
   if (ready()) return {};
   if (!subscriber || !subscriber->connected) {
-    const std::string why = subscriber && !subscriber->last_error.empty() ? ": " + subscriber->last_error : "";
+    const std::string why =
+        subscriber && !subscriber->last_error.empty() ? ": " + subscriber->last_error : "";
     return "not connected to the primary " + primary_url + why;
   }
   return "still catching up with the primary " + primary_url;
@@ -109,8 +110,10 @@ std::string status_json(const NodeStatus& s) {
       primary["last_error"] = s.subscriber->last_error;
       primary["bytes_received"] = s.subscriber->bytes_received;
       primary["resyncs"] = s.subscriber->resyncs;
-      if (s.subscriber->lag_ms) primary["lag_ms"] = *s.subscriber->lag_ms;
-      else primary["lag_ms"] = nullptr;
+      if (s.subscriber->lag_ms)
+        primary["lag_ms"] = *s.subscriber->lag_ms;
+      else
+        primary["lag_ms"] = nullptr;
     }
     out["primary"] = std::move(primary);
   }

@@ -16,12 +16,12 @@ namespace sluice::server {
 
 struct DatabaseStatus {
   std::string name;
-  Pos pos;                       ///< of the log; on a replica what was received
-  std::optional<Pos> applied;    ///< replica: what readers see
+  Pos pos;                     ///< of the log; on a replica what was received
+  std::optional<Pos> applied;  ///< replica: what readers see
   std::uint32_t page_size = 0;
   std::uint32_t pages = 0;
-  std::string journal_mode;      ///< "wal", "rollback"; "unknown" when the file cannot be read
-  Txid log_first;                ///< smallest TXID that can still be read
+  std::string journal_mode;  ///< "wal", "rollback"; "unknown" when the file cannot be read
+  Txid log_first;            ///< smallest TXID that can still be read
   Txid durable;
   std::uint64_t log_bytes = 0;
   std::int64_t timestamp_ms = 0;  ///< of the last change set
@@ -40,12 +40,14 @@ struct NodeStatus {
   std::string mountpoint;
   std::string data_dir;
   std::vector<DatabaseStatus> databases;
-  std::vector<replication::ReplicaStatus> replicas;             ///< primary
-  std::optional<replication::SubscriberStatus> subscriber;      ///< replica
-  std::map<std::string, std::uint64_t> fuse_requests;           ///< by opcode
-  std::map<std::string, std::uint64_t> capture;                 ///< primary: fuse/capture/counters.h, by name
+  std::vector<replication::ReplicaStatus> replicas;         ///< primary
+  std::optional<replication::SubscriberStatus> subscriber;  ///< replica
+  std::map<std::string, std::uint64_t> fuse_requests;       ///< by opcode
+  std::map<std::string, std::uint64_t> capture;             ///< primary: fuse/capture/counters.h, by name
 
-  bool ready() const { return role == storage::Role::primary || (subscriber && subscriber->connected && subscriber->synced); }
+  bool ready() const {
+    return role == storage::Role::primary || (subscriber && subscriber->connected && subscriber->synced);
+  }
   /// Why not ready; empty if ready.
   std::string not_ready_reason() const;
 };

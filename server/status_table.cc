@@ -62,9 +62,11 @@ std::string primary_line(const json::object& primary) {
     line += text(primary, "synced") == "true" ? ", connected, in sync" : ", connected, catching up";
   } else {
     line += ", NOT connected";
-    if (const std::string error = text(primary, "last_error"); !error.empty() && error != "-") line += ": " + error;
+    if (const std::string error = text(primary, "last_error"); !error.empty() && error != "-")
+      line += ": " + error;
   }
-  return line + fmt::format("\nlag       {}\n", text(primary, "lag_ms") == "-" ? "unknown" : text(primary, "lag_ms") + " ms");
+  return line + fmt::format("\nlag       {}\n",
+                            text(primary, "lag_ms") == "-" ? "unknown" : text(primary, "lag_ms") + " ms");
 }
 
 std::string render(const json::object& status) {
@@ -78,7 +80,8 @@ std::string render(const json::object& status) {
     const json::object& d = v.as_object();
     const json::object& log = d.at("log").as_object();
     databases.row({text(d, "name"), short_txid(text(d, "txid")), text(d, "checksum"),
-                   human_bytes(d.at("bytes").to_number<double>()), text(d, "page_size"), text(d, "journal_mode"),
+                   human_bytes(d.at("bytes").to_number<double>()), text(d, "page_size"),
+                   text(d, "journal_mode"),
                    fmt::format("from {}, {}", short_txid(text(log, "first")),
                                human_bytes(log.at("bytes").to_number<double>()))});
   }

@@ -36,7 +36,8 @@ Result<std::optional<Signals::Received>> Signals::wait(int timeout_ms, int also_
   if (n < 0 && errno != EINTR) return errno_error("poll", errno);
   if (n <= 0 || (fds[0].revents & POLLIN) == 0) return std::optional<Received>();
   signalfd_siginfo info{};
-  if (::read(fd_.get(), &info, sizeof info) != static_cast<ssize_t>(sizeof info)) return std::optional<Received>();
+  if (::read(fd_.get(), &info, sizeof info) != static_cast<ssize_t>(sizeof info))
+    return std::optional<Received>();
   return std::optional<Received>(Received{static_cast<int>(info.ssi_signo), info.ssi_code == SI_KERNEL});
 }
 
@@ -69,15 +70,19 @@ Child& Child::operator=(Child&& other) noexcept {
   return *this;
 }
 
-bool Child::signal(int number) const { return !code_ && pid_ > 0 && ::kill(pid_, number) == 0; }
+bool Child::signal(int number) const {
+  return !code_ && pid_ > 0 && ::kill(pid_, number) == 0;
+}
 
 std::optional<int> Child::try_wait() {
   if (code_ || pid_ <= 0) return code_;
   int status = 0;
   // Only this child: others (internal-restore) are waited for by who started them.
   const pid_t got = ::waitpid(pid_, &status, WNOHANG);
-  if (got == pid_) code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  else if (got < 0 && errno != EINTR) code_ = 1;
+  if (got == pid_)
+    code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  else if (got < 0 && errno != EINTR)
+    code_ = 1;
   return code_;
 }
 

@@ -1,5 +1,5 @@
-// The application beside the node (`sluice mount … -- APP ARG…`): started when the node is ready, told our signals, waited
-// for. Its exit status becomes ours.
+// The application beside the node (`sluice mount … -- APP ARG…`): started when the node is ready, told our
+// signals, waited for. Its exit status becomes ours.
 #pragma once
 
 #include <sys/types.h>
@@ -14,8 +14,9 @@
 
 namespace sluice::server {
 
-/// Blocks the signals that a node handles in this and every later thread, and delivers them through a descriptor.
-/// SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD; SIGPIPE is ignored. Create before other threads.
+/// Blocks the signals that a node handles in this and every later thread, and delivers them through a
+/// descriptor. SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD; SIGPIPE is ignored. Create before other
+/// threads.
 class Signals {
  public:
   static Result<Signals> create();
@@ -35,8 +36,8 @@ class Signals {
 
 class Child {
  public:
-  /// Runs argv[0] (looked up in PATH) with the signals unblocked and SIGPIPE's default. Errc::not_found: no such program;
-  /// Errc::io: cannot be executed.
+  /// Runs argv[0] (looked up in PATH) with the signals unblocked and SIGPIPE's default. Errc::not_found: no
+  /// such program; Errc::io: cannot be executed.
   static Result<Child> start(const std::vector<std::string>& argv);
   Child(Child&& other) noexcept;
   Child& operator=(Child&& other) noexcept;

@@ -16,7 +16,8 @@ Result<TempFile> TempFile::create(const std::string& dir, const std::string& pre
   return TempFile(std::move(fd), std::move(path));
 }
 
-TempFile::TempFile(TempFile&& other) noexcept : fd_(std::move(other.fd_)), path_(std::exchange(other.path_, {})) {}
+TempFile::TempFile(TempFile&& other) noexcept
+    : fd_(std::move(other.fd_)), path_(std::exchange(other.path_, {})) {}
 
 TempFile::~TempFile() {
   if (path_.empty()) return;
@@ -43,7 +44,8 @@ Result<void> read_exactly(int fd, std::uint64_t offset, ByteSpan out, const std:
       if (errno == EINTR) continue;
       return errno_error("read " + what, errno);
     }
-    if (n == 0) return make_error(Errc::corrupt, what + " ends at byte " + std::to_string(offset) + ", too early");
+    if (n == 0)
+      return make_error(Errc::corrupt, what + " ends at byte " + std::to_string(offset) + ", too early");
     out = out.subspan(static_cast<std::size_t>(n));
     offset += static_cast<std::uint64_t>(n);
   }

@@ -8,7 +8,7 @@
 namespace sluice::server {
 namespace {
 
-constexpr std::uint32_t kBatchPages = 64;        // read under one hold of the commit mutex
+constexpr std::uint32_t kBatchPages = 64;  // read under one hold of the commit mutex
 constexpr auto kBusyPause = std::chrono::milliseconds(20);
 constexpr auto kBusyDeadline = std::chrono::seconds(60);
 constexpr std::size_t kMostListed = 100;
@@ -34,8 +34,8 @@ class Verifier {
   }
 
  private:
-  // One batch; false at the end. The position may move between batches: each page is compared with its checksum of that
-  // moment.
+  // One batch; false at the end. The position may move between batches: each page is compared with its
+  // checksum of that moment.
   Result<bool> read_batch() NO_THREAD_SAFETY_ANALYSIS {
     MutexLock lock(database_.commit_mutex());
     const std::uint32_t page_size = database_.page_size();
@@ -48,7 +48,8 @@ class Verifier {
     }
     if (count == 0) return false;
     storage::PageSource* source = database_.page_source();
-    if (source == nullptr) return make_error(Errc::unavailable, database_.name() + ": its pages cannot be read now; try again");
+    if (source == nullptr)
+      return make_error(Errc::unavailable, database_.name() + ": its pages cannot be read now; try again");
     for (std::uint32_t i = 0; i < kBatchPages && next_ <= count; ++i, ++next_) {
       const Pgno pgno(next_);
       if (pgno == lock_page(page_size)) continue;

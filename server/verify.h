@@ -10,13 +10,13 @@
 namespace sluice::server {
 
 struct VerifyReport {
-  Pos pos;                          ///< position the final sum was compared at
-  std::uint32_t pages = 0;          ///< read
-  std::vector<Pgno> bad_pages;      ///< content differs from the recorded checksum (at most 100 are listed)
+  Pos pos;                      ///< position the final sum was compared at
+  std::uint32_t pages = 0;      ///< read
+  std::vector<Pgno> bad_pages;  ///< content differs from the recorded checksum (at most 100 are listed)
   std::uint64_t bad_count = 0;
-  std::uint64_t unknown = 0;        ///< pages whose checksum was not on record and was computed now
-  bool sum_matches = false;         ///< XOR of all page checksums equals pos.checksum
-  std::string integrity;            ///< PRAGMA integrity_check: "ok", findings, or empty (not asked for)
+  std::uint64_t unknown = 0;  ///< pages whose checksum was not on record and was computed now
+  bool sum_matches = false;   ///< XOR of all page checksums equals pos.checksum
+  std::string integrity;      ///< PRAGMA integrity_check: "ok", findings, or empty (not asked for)
   bool ok() const { return bad_count == 0 && sum_matches && (integrity.empty() || integrity == "ok"); }
 };
 

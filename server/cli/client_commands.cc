@@ -46,7 +46,8 @@ Result<HttpClient> make_client(const ClientArguments& a) {
   if (!a.token_file.empty()) {
     TRY_ASSIGN(const Bytes content, read_file(real_file_system(), a.token_file, 4096));
     options.token = as_text(content);
-    while (!options.token.empty() && std::isspace(static_cast<unsigned char>(options.token.back())) != 0) options.token.pop_back();
+    while (!options.token.empty() && std::isspace(static_cast<unsigned char>(options.token.back())) != 0)
+      options.token.pop_back();
   }
   return HttpClient(std::move(options));
 }
@@ -74,7 +75,8 @@ Result<void> import_file(const ClientArguments& a) {
   const std::string target = database_target(named, a.replace ? "import?replace=1" : "import");
   TRY_ASSIGN(const HttpReply reply, expect_ok(client.post_file(target, a.path)));
   const json::value body = json::parse(reply.body);
-  std::printf("imported %s: TXID %s, %lld pages of %lld bytes\n", named.name.c_str(), body.at("txid").as_string().c_str(),
+  std::printf("imported %s: TXID %s, %lld pages of %lld bytes\n", named.name.c_str(),
+              body.at("txid").as_string().c_str(),
               static_cast<long long>(body.at("pages").to_number<std::int64_t>()),
               static_cast<long long>(body.at("page_size").to_number<std::int64_t>()));
   return {};
@@ -90,7 +92,8 @@ Result<HttpReply> download_file(const ClientArguments& a, const std::string& tar
   if (!file) return errno_error("create " + temporary, errno);
   const auto finish = [&]() -> Result<HttpReply> {
     TRY_ASSIGN(HttpReply reply, expect_ok(client.download(target, file.get())));
-    if (::fchmod(file.get(), 0644) != 0 || ::fsync(file.get()) != 0) return errno_error("write " + temporary, errno);
+    if (::fchmod(file.get(), 0644) != 0 || ::fsync(file.get()) != 0)
+      return errno_error("write " + temporary, errno);
     TRY(real_file_system().rename(temporary, a.path));
     TRY(real_file_system().sync_directory(parent_directory(a.path)));
     return reply;
@@ -104,11 +107,14 @@ Result<void> export_file(const ClientArguments& a) {
   // A WAL or journal of another file with this name would be taken for this one's.
   for (const char* suffix : {"-wal", "-journal"}) {
     if (::access((a.path + suffix).c_str(), F_OK) == 0) {
-      return make_error(Errc::exists, a.path + suffix + " exists and would be applied to the exported database; remove it first");
+      return make_error(
+          Errc::exists,
+          a.path + suffix + " exists and would be applied to the exported database; remove it first");
     }
   }
   TRY_ASSIGN(const HttpReply reply, download_file(a, database_target(a, "export")));
-  std::printf("exported %s at TXID %s to %s\n", a.name.c_str(), reply.headers.at("sluice-txid").c_str(), a.path.c_str());
+  std::printf("exported %s at TXID %s to %s\n", a.name.c_str(), reply.headers.at("sluice-txid").c_str(),
+              a.path.c_str());
   return {};
 }
 
@@ -125,17 +131,20 @@ Result<std::vector<std::string>> names_to_verify(HttpClient& client, const Clien
 void print_verified(const json::value& report) {
   const bool ok = report.at("ok").as_bool();
   std::printf("%s: %s, %lld pages at TXID %s", report.at("name").as_string().c_str(), ok ? "ok" : "MISMATCH",
-              static_cast<long long>(report.at("pages").to_number<std::int64_t>()), report.at("txid").as_string().c_str());
+              static_cast<long long>(report.at("pages").to_number<std::int64_t>()),
+              report.at("txid").as_string().c_str());
   if (const auto* integrity = report.as_object().if_contains("integrity_check")) {
     std::printf(", integrity_check: %s", integrity->as_string().c_str());
   }
   std::printf("\n");
   if (ok) return;
-  std::printf("  pages that differ: %lld", static_cast<long long>(report.at("bad_count").to_number<std::int64_t>()));
+  std::printf("  pages that differ: %lld",
+              static_cast<long long>(report.at("bad_count").to_number<std::int64_t>()));
   for (const json::value& page : report.at("bad_pages").as_array()) {
     std::printf(" %lld", static_cast<long long>(page.to_number<std::int64_t>()));
   }
-  std::printf("\n  sum of the page checksums: %s\n", report.at("checksum_matches").as_bool() ? "as recorded" : "differs from the position's");
+  std::printf("\n  sum of the page checksums: %s\n",
+              report.at("checksum_matches").as_bool() ? "as recorded" : "differs from the position's");
 }
 
 Result<bool> verify(const ClientArguments& a) {
@@ -145,11 +154,14 @@ Result<bool> verify(const ClientArguments& a) {
   for (const std::string& name : names) {
     ClientArguments one = a;
     one.name = name;
-    TRY_ASSIGN(const HttpReply reply, expect_ok(client.post(database_target(one, a.integrity ? "verify?integrity=1" : "verify"))));
+    TRY_ASSIGN(const HttpReply reply,
+               expect_ok(client.post(database_target(one, a.integrity ? "verify?integrity=1" : "verify"))));
     const json::value report = json::parse(reply.body);
     ok = ok && report.at("ok").as_bool();
-    if (a.as_json) std::fputs(reply.body.c_str(), stdout);
-    else print_verified(report);
+    if (a.as_json)
+      std::fputs(reply.body.c_str(), stdout);
+    else
+      print_verified(report);
   }
   return ok;
 }
@@ -157,7 +169,8 @@ Result<bool> verify(const ClientArguments& a) {
 Result<void> log_list(const ClientArguments& a) {
   TRY_ASSIGN(HttpClient client, make_client(a));
   const std::string from = a.txid.empty() ? "" : "&from=" + a.txid;
-  TRY_ASSIGN(const HttpReply reply, expect_ok(client.get(database_target(a, "log?limit=" + std::to_string(a.limit) + from))));
+  TRY_ASSIGN(const HttpReply reply,
+             expect_ok(client.get(database_target(a, "log?limit=" + std::to_string(a.limit) + from))));
   if (a.as_json) {
     std::fputs(reply.body.c_str(), stdout);
     return {};
@@ -184,10 +197,12 @@ void on_selected(CLI::App* command, Arguments arguments, Command& selected, F ru
       try {
         const auto result = run(*arguments);
         if (result.has_error()) return fail(result.error());
-        if constexpr (std::is_same_v<decltype(result), const Result<bool>>) return *result ? kExitOk : kExitFailure;
+        if constexpr (std::is_same_v<decltype(result), const Result<bool>>)
+          return *result ? kExitOk : kExitFailure;
         return kExitOk;
       } catch (const std::exception& e) {  // JSON that is not what a node sends
-        return fail(make_error(Errc::protocol, std::string("the node's answer is not understood: ") + e.what()));
+        return fail(
+            make_error(Errc::protocol, std::string("the node's answer is not understood: ") + e.what()));
       }
     };
   });
@@ -199,7 +214,8 @@ Arguments add_common(CLI::App* command) {
       ->envname("SLUICE_URL")
       ->default_str("http://127.0.0.1:20202")
       ->default_val("http://127.0.0.1:20202");
-  command->add_option("--token-file", arguments->token_file, "file with the node's token")->envname("SLUICE_TOKEN_FILE");
+  command->add_option("--token-file", arguments->token_file, "file with the node's token")
+      ->envname("SLUICE_TOKEN_FILE");
   return arguments;
 }
 
@@ -237,7 +253,8 @@ void add_client_commands(CLI::App& app, Command& selected) {
 
   auto* import = app.add_subcommand("import", "Make a SQLite file a database of the primary");
   arguments = add_common(import);
-  import->add_option("PATH", arguments->path, "SQLite database file; nobody may write it meanwhile")->required();
+  import->add_option("PATH", arguments->path, "SQLite database file; nobody may write it meanwhile")
+      ->required();
   import->add_option("--name", arguments->name, "path in the mount (default: the file's name)");
   import->add_flag("--replace", arguments->replace, "replace an existing database, in one transaction");
   on_selected(import, arguments, selected, import_file);

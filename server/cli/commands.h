@@ -1,5 +1,5 @@
-// The subcommands of `sluice`. Each registers its flags on the app and sets what is to be run after parsing; exit codes
-// are main's table.
+// The subcommands of `sluice`. Each registers its flags on the app and sets what is to be run after parsing;
+// exit codes are main's table.
 #pragma once
 
 #include <functional>
@@ -15,8 +15,8 @@ namespace sluice::server {
 /// README, "Exit codes".
 enum ExitCode : int {
   kExitOk = 0,
-  kExitFailure = 1,  ///< the operation failed; `verify` found a mismatch
-  kExitUsage = 2,    ///< wrong flags or configuration
+  kExitFailure = 1,      ///< the operation failed; `verify` found a mismatch
+  kExitUsage = 2,        ///< wrong flags or configuration
   kExitUnreachable = 3,  ///< a client command cannot reach the node
 };
 

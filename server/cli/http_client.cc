@@ -53,8 +53,10 @@ struct HttpClient::Call {
   Result<void> outcome;
 
   asio::awaitable<void> perform(const HttpClientOptions& options);
-  asio::awaitable<bool> connect(beast::tcp_stream& stream, const HttpClientOptions& options, std::string& host);
-  asio::awaitable<bool> send(beast::tcp_stream& stream, const HttpClientOptions& options, const std::string& host);
+  asio::awaitable<bool> connect(beast::tcp_stream& stream, const HttpClientOptions& options,
+                                std::string& host);
+  asio::awaitable<bool> send(beast::tcp_stream& stream, const HttpClientOptions& options,
+                             const std::string& host);
   asio::awaitable<bool> send_body(beast::tcp_stream& stream, const HttpClientOptions& options);
   asio::awaitable<bool> receive(beast::tcp_stream& stream, const HttpClientOptions& options);
   bool failed(const error_code& ec, const std::string& what) {
@@ -97,7 +99,8 @@ asio::awaitable<bool> HttpClient::Call::send(beast::tcp_stream& stream, const Ht
   co_return !failed(ec, "sending to " + options.url);
 }
 
-asio::awaitable<bool> HttpClient::Call::send_body(beast::tcp_stream& stream, const HttpClientOptions& options) {
+asio::awaitable<bool> HttpClient::Call::send_body(beast::tcp_stream& stream,
+                                                  const HttpClientOptions& options) {
   std::vector<std::byte> piece(kPieceBytes);
   for (std::uint64_t offset = 0; offset < upload_size;) {
     const auto want = static_cast<std::size_t>(std::min<std::uint64_t>(piece.size(), upload_size - offset));
@@ -250,12 +253,23 @@ Result<HttpReply> expect_ok(Result<HttpReply> reply) {
   }
   Errc code = Errc::internal;
   switch (reply->status) {
-    case 400: code = Errc::invalid_argument; break;
-    case 404: code = Errc::not_found; break;
-    case 409: code = Errc::exists; break;
-    case 422: code = Errc::corrupt; break;
-    case 503: code = Errc::unavailable; break;
-    default: break;
+    case 400:
+      code = Errc::invalid_argument;
+      break;
+    case 404:
+      code = Errc::not_found;
+      break;
+    case 409:
+      code = Errc::exists;
+      break;
+    case 422:
+      code = Errc::corrupt;
+      break;
+    case 503:
+      code = Errc::unavailable;
+      break;
+    default:
+      break;
   }
   return make_error(code, message);
 }

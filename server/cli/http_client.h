@@ -14,8 +14,9 @@ struct HttpClientOptions {
   std::string url = "http://127.0.0.1:20202";
   std::string token;
   int connect_timeout_ms = 5'000;
-  int transfer_timeout_ms = 60'000;       ///< for each piece sent or received
-  int answer_timeout_ms = 6 * 3'600'000;  ///< until the answer begins: exports and checks take as long as they take
+  int transfer_timeout_ms = 60'000;  ///< for each piece sent or received
+  int answer_timeout_ms =
+      6 * 3'600'000;  ///< until the answer begins: exports and checks take as long as they take
 };
 
 struct HttpReply {
@@ -47,7 +48,8 @@ class HttpClient {
   const HttpClientOptions options_;
 };
 
-/// The reply if its status is 200, else an Error with the server's message (Errc::internal unless the code is known).
+/// The reply if its status is 200, else an Error with the server's message (Errc::internal unless the code is
+/// known).
 Result<HttpReply> expect_ok(Result<HttpReply> reply);
 
 }  // namespace sluice::server

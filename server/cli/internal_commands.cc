@@ -7,7 +7,9 @@
 namespace sluice::server {
 
 void add_internal_commands(CLI::App& app, Command& selected) {
-  auto* restore = app.add_subcommand("internal-restore", "Make DESTINATION a copy of SOURCE (used by imports)")->group("");
+  auto* restore =
+      app.add_subcommand("internal-restore", "Make DESTINATION a copy of SOURCE (used by imports)")
+          ->group("");
   auto paths = std::make_shared<std::pair<std::string, std::string>>();
   restore->add_option("SOURCE", paths->first)->required();
   restore->add_option("DESTINATION", paths->second)->required();

@@ -16,21 +16,25 @@ std::string utc(std::int64_t ms) {
   const std::time_t seconds = static_cast<std::time_t>(ms / 1000);
   std::tm parts{};
   gmtime_r(&seconds, &parts);
-  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday,
-                     parts.tm_hour, parts.tm_min, parts.tm_sec, ms % 1000);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", parts.tm_year + 1900, parts.tm_mon + 1,
+                     parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec, ms % 1000);
 }
 
-void print(const std::string& line) { std::fputs((line + "\n").c_str(), stdout); }
+void print(const std::string& line) {
+  std::fputs((line + "\n").c_str(), stdout);
+}
 
 }  // namespace
 
 Result<void> print_log_list(const std::string& text) {
   const boost::json::value list = boost::json::parse(text);
-  print(fmt::format("{:<16}  {:<16}  {:<24}  {:>9}  {:>10}  {}", "FIRST TXID", "LAST TXID", "TIME", "PAGES", "BYTES", "CHECKSUM"));
+  print(fmt::format("{:<16}  {:<16}  {:<24}  {:>9}  {:>10}  {}", "FIRST TXID", "LAST TXID", "TIME", "PAGES",
+                    "BYTES", "CHECKSUM"));
   for (const auto& r : list.at("records").as_array()) {
     const std::string kind = r.at("base").as_bool() ? " (base)" : "";
     print(fmt::format("{:<16}  {:<16}  {:<24}  {:>9}  {:>10}  {}{}", r.at("min_txid").as_string().c_str(),
-                      r.at("max_txid").as_string().c_str(), utc(r.at("timestamp_ms").to_number<std::int64_t>()),
+                      r.at("max_txid").as_string().c_str(),
+                      utc(r.at("timestamp_ms").to_number<std::int64_t>()),
                       r.at("commit").to_number<std::int64_t>(), r.at("bytes").to_number<std::int64_t>(),
                       r.at("post_checksum").as_string().c_str(), kind));
   }
@@ -41,7 +45,8 @@ Result<void> print_log_list(const std::string& text) {
 Result<void> print_change_set(ByteView image) {
   std::vector<std::string> pages;
   const auto visit = [&pages](Pgno pgno, ByteView page) -> Result<void> {
-    pages.push_back(fmt::format("page {:>10}  {}", pgno.value(), to_hex(ltx::page_checksum(pgno, page).value())));
+    pages.push_back(
+        fmt::format("page {:>10}  {}", pgno.value(), to_hex(ltx::page_checksum(pgno, page).value())));
     return {};
   };
   TRY_ASSIGN(const ltx::Decoded decoded, ltx::decode(ltx::memory_source(image), image.size(), visit));

@@ -1,4 +1,6 @@
 // `sluice mount`: configuration, the node, the application beside it, signals.
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
@@ -47,7 +49,8 @@ Result<Config> make_config(const MountArguments& arguments) {
   for (const ConfigKey& key : config_keys()) {
     const auto given = arguments.flags.find(std::string(key.flag));
     if (key.flag.empty() || given == arguments.flags.end() || given->second.empty()) continue;
-    if (const auto message = key.set(config, given->second)) errors.push_back({0, std::string(key.flag), *message});
+    if (const auto message = key.set(config, given->second))
+      errors.push_back({0, std::string(key.flag), *message});
   }
   if (!arguments.mountpoint.empty()) config.mountpoint = arguments.mountpoint;
   if (!arguments.application.empty()) config.exec = {{arguments.application, false}};
@@ -57,7 +60,8 @@ Result<Config> make_config(const MountArguments& arguments) {
     if (path->size() > 1 && path->ends_with("/")) path->pop_back();
   }
   for (ConfigError& e : finish_config(config)) errors.push_back(std::move(e));
-  if (!errors.empty()) return make_error(Errc::invalid_argument, format_errors(arguments.config_file, errors));
+  if (!errors.empty())
+    return make_error(Errc::invalid_argument, format_errors(arguments.config_file, errors));
   return config;
 }
 
@@ -65,14 +69,16 @@ Result<std::string> read_token(const std::string& path) {
   if (path.empty()) return std::string();
   TRY_ASSIGN(const Bytes content, read_file(real_file_system(), path, kTokenLimit));
   std::string token(as_text(content));
-  while (!token.empty() && (token.back() == '\n' || token.back() == '\r' || token.back() == ' ')) token.pop_back();
+  while (!token.empty() && (token.back() == '\n' || token.back() == '\r' || token.back() == ' '))
+    token.pop_back();
   if (token.empty()) return make_error(Errc::invalid_argument, "the token file " + path + " is empty");
   return token;
 }
 
 class MountRun {
  public:
-  MountRun(const Config& config, Signals& signals, Node& node) : config_(config), signals_(signals), node_(node) {}
+  MountRun(const Config& config, Signals& signals, Node& node)
+      : config_(config), signals_(signals), node_(node) {}
 
   // Until the node is to stop; the exit code.
   int run() {
@@ -168,9 +174,19 @@ class MountRun {
   int stop_code_ = kExitOk;
 };
 
-int exit_code(const Error& error) { return error.code == Errc::invalid_argument ? kExitUsage : kExitFailure; }
+int exit_code(const Error& error) {
+  return error.code == Errc::invalid_argument ? kExitUsage : kExitFailure;
+}
+
+// A node has some thirty threads and buffers that one allocates and another frees: with glibc's default of
+// eight arenas a CPU each arena keeps its peak.
+void bound_heap() {
+  ::mallopt(M_ARENA_MAX, 2);
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);  // large buffers go back to the system when they are freed
+}
 
 int run_mount(const MountArguments& arguments) {
+  bound_heap();
   auto config = make_config(arguments);
   if (config.has_error()) {
     print_error(config.error().message);
@@ -208,8 +224,11 @@ void add_mount_command(CLI::App& app, std::vector<std::string> application, Comm
   auto* mount = app.add_subcommand("mount", "Run a node: mount, replicate, serve the API");
   auto arguments = std::make_shared<MountArguments>();
   arguments->application = std::move(application);
-  mount->add_option("MOUNTPOINT", arguments->mountpoint, "directory to mount on; must exist and be empty (key fuse.dir)");
-  mount->add_option("--config", arguments->config_file, "YAML file with the same settings (a litefs.yml will do)")
+  mount->add_option("MOUNTPOINT", arguments->mountpoint,
+                    "directory to mount on; must exist and be empty (key fuse.dir)");
+  mount
+      ->add_option("--config", arguments->config_file,
+                   "YAML file with the same settings (a litefs.yml will do)")
       ->type_name("FILE");
   mount->add_flag("--no-expand-env", arguments->no_expand, "take $NAME in the file as it stands");
   for (const ConfigKey& key : config_keys()) {
@@ -223,8 +242,9 @@ void add_mount_command(CLI::App& app, std::vector<std::string> application, Comm
       mount->add_option(flag, target, help)->type_name(std::string(key.metavar));
     }
   }
-  mount->footer("Behind '--' stands the application to run once the node is ready: sluice mount … -- APP ARG…\n"
-                "Signals are passed on to it, its exit status becomes sluice's.");
+  mount->footer(
+      "Behind '--' stands the application to run once the node is ready: sluice mount … -- APP ARG…\n"
+      "Signals are passed on to it, its exit status becomes sluice's.");
   mount->callback([arguments, &selected] { selected = [arguments] { return run_mount(*arguments); }; });
 }
 

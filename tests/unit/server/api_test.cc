@@ -77,7 +77,8 @@ TEST(ApiRoutes, UnknownAddressesAndMethods) {
 
 TEST(ApiRoutes, ReplicaSendsWritersAndReplicasToThePrimary) {
   Api api(replica(true, true));
-  for (const auto& r : {request("POST", {"v1", "databases", "a.db", "import"}), request("GET", {"v1", "stream"})}) {
+  for (const auto& r :
+       {request("POST", {"v1", "databases", "a.db", "import"}), request("GET", {"v1", "stream"})}) {
     const Route route = api.route(r);
     ASSERT_EQ(route.kind, RouteKind::reply);
     EXPECT_EQ(route.error.status, 503u);
@@ -89,8 +90,11 @@ TEST(ApiRoutes, TokenIsNeededEverywhereButForProbes) {
   ApiContext c = primary();
   c.token = "secret";
   Api api(std::move(c));
-  for (const auto& path : std::vector<std::vector<std::string>>{
-           {"v1", "status"}, {"metrics"}, {"v1", "stream"}, {"v1", "databases", "a.db", "export"}, {"nothing"}}) {
+  for (const auto& path : std::vector<std::vector<std::string>>{{"v1", "status"},
+                                                                {"metrics"},
+                                                                {"v1", "stream"},
+                                                                {"v1", "databases", "a.db", "export"},
+                                                                {"nothing"}}) {
     EXPECT_EQ(status_of(api, request("GET", path)), 401u);
     EXPECT_EQ(status_of(api, request("GET", path, "wrong")), 401u);
   }
@@ -119,7 +123,8 @@ TEST(ApiErrors, EveryCodeHasAStatus) {
   EXPECT_EQ(http_status(Errc::invalid_argument), 400u);
   EXPECT_EQ(http_status(Errc::busy), 409u);
   EXPECT_EQ(http_status(Errc::internal), 500u);
-  EXPECT_THAT(error_response(make_error(Errc::not_found, "no \"x\"")).body, HasSubstr(R"("message":"no \"x\"")"));
+  EXPECT_THAT(error_response(make_error(Errc::not_found, "no \"x\"")).body,
+              HasSubstr(R"("message":"no \"x\"")"));
 }
 
 }  // namespace

@@ -95,8 +95,9 @@ TEST(LoadYaml, KnowsEveryKeyOfTheTable) {
   for (const ConfigKey& key : config_keys()) {
     const std::string name(key.key);
     const std::size_t dot = name.find('.');
-    const std::string yaml = dot == std::string::npos ? name + ": nonsense\n"
-                                                      : name.substr(0, dot) + ":\n  " + name.substr(dot + 1) + ": nonsense\n";
+    const std::string yaml = dot == std::string::npos
+                                 ? name + ": nonsense\n"
+                                 : name.substr(0, dot) + ":\n  " + name.substr(dot + 1) + ": nonsense\n";
     Config config;
     for (const ConfigError& e : load_yaml(yaml, config)) {
       EXPECT_EQ(e.message.find("is not a setting"), std::string::npos) << key.key << ": " << e.message;
@@ -120,8 +121,8 @@ log:
   format: text
 )",
                                 config);
-  EXPECT_THAT(lines(errors), ElementsAre("2 fuse.dirr", "4 data.retention", "6 lease.type", "8 http.addr", "9 colour",
-                                         "11 log.format", "12 log.format"));
+  EXPECT_THAT(lines(errors), ElementsAre("2 fuse.dirr", "4 data.retention", "6 lease.type", "8 http.addr",
+                                         "9 colour", "11 log.format", "12 log.format"));
   EXPECT_EQ(format_errors("sluice.yml", {errors[0]}), "sluice.yml:2: fuse.dirr: is not a setting of Sluice");
 }
 
@@ -183,7 +184,9 @@ exec:
 }
 
 TEST(FinishConfig, LiteFsStaticReplicaNamesThePrimaryAsAdvertiseUrl) {
-  Config c = load_ok("fuse: {dir: /m}\ndata: {dir: /d}\nlease: {type: static, candidate: false, advertise-url: 'http://p:20202'}\n");
+  Config c = load_ok(
+      "fuse: {dir: /m}\ndata: {dir: /d}\nlease: {type: static, candidate: false, advertise-url: "
+      "'http://p:20202'}\n");
   EXPECT_THAT(finish_config(c), IsEmpty());
   EXPECT_TRUE(c.is_replica());
   EXPECT_EQ(c.primary_url, "http://p:20202");
@@ -191,7 +194,8 @@ TEST(FinishConfig, LiteFsStaticReplicaNamesThePrimaryAsAdvertiseUrl) {
 
 TEST(LoadYaml, LiteFsKeysThatAskForMoreThanWeDo) {
   Config config;
-  const auto errors = load_yaml("backup:\n  type: file\nproxy:\n  target: localhost:80\nstrict-verify: true\n", config);
+  const auto errors =
+      load_yaml("backup:\n  type: file\nproxy:\n  target: localhost:80\nstrict-verify: true\n", config);
   EXPECT_THAT(lines(errors), ElementsAre("2 backup.type", "4 proxy.target", "5 strict-verify"));
   for (const ConfigError& e : errors) EXPECT_THAT(e.message, HasSubstr("not supported"));
 }

@@ -1,9 +1,8 @@
 #include "server/cli/http_client.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -19,7 +18,8 @@ using ::testing::HasSubstr;
 class Echo final : public HttpHandler {
  public:
   Route route(const HttpRequest& request) override {
-    if (request.path[0] == "refuse") return {RouteKind::reply, error_response(409, "exists", "it is there already")};
+    if (request.path[0] == "refuse")
+      return {RouteKind::reply, error_response(409, "exists", "it is there already")};
     return {request.path[0] == "upload" ? RouteKind::upload : RouteKind::quick, {}};
   }
   HttpResponse handle(const HttpRequest& request) override {
@@ -68,7 +68,10 @@ TEST_F(HttpClientTest, GetsAndSendsTheToken) {
 
 TEST_F(HttpClientTest, UploadsAFile) {
   const std::string path = dir_ + "/big";
-  { UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT, 0600)); ASSERT_EQ(::ftruncate(fd.get(), 3'000'000), 0); }
+  {
+    UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT, 0600));
+    ASSERT_EQ(::ftruncate(fd.get(), 3'000'000), 0);
+  }
   const auto reply = HttpClient(options_).post_file("/upload", path);
   ASSERT_TRUE(reply) << reply.error().message;
   EXPECT_EQ(reply->body, "POST 3000000");
@@ -97,7 +100,9 @@ TEST_F(HttpClientTest, NobodyThere) {
   EXPECT_THAT(reply.error().message, HasSubstr(options_.url));
 }
 
-TEST(PercentEncode, Names) { EXPECT_EQ(percent_encode("tenants/4 2.db%"), "tenants%2F4%202.db%25"); }
+TEST(PercentEncode, Names) {
+  EXPECT_EQ(percent_encode("tenants/4 2.db%"), "tenants%2F4%202.db%25");
+}
 
 }  // namespace
 }  // namespace sluice::server

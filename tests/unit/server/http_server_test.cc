@@ -40,9 +40,10 @@ class FakeHandler final : public HttpHandler {
     }
     if (request.path[0] == "stream") {
       response.stream = HttpStream{1 << 20, [](std::uint64_t offset, ByteSpan out) -> Result<void> {
-        for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::byte>((offset + i) % 251);
-        return {};
-      }};
+                                     for (std::size_t i = 0; i < out.size(); ++i)
+                                       out[i] = static_cast<std::byte>((offset + i) % 251);
+                                     return {};
+                                   }};
     }
     return response;
   }
@@ -140,7 +141,8 @@ TEST_F(HttpServerTest, OversizedHeaderGets431) {
 }
 
 TEST_F(HttpServerTest, OversizedBodyGets413) {
-  EXPECT_THAT(ask("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 70000\r\n\r\n"), StartsWith("HTTP/1.1 413"));
+  EXPECT_THAT(ask("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 70000\r\n\r\n"),
+              StartsWith("HTTP/1.1 413"));
 }
 
 TEST_F(HttpServerTest, BadTargetGets400) {
@@ -166,7 +168,8 @@ TEST_F(HttpServerTest, SlowHeaderIsCutOff) {
 TEST_F(HttpServerTest, UploadGoesToAFileThatDisappears) {
   std::string body(1'000'000, 'b');
   body.replace(0, 5, "begin");
-  const std::string reply = ask("POST /upload HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n" + body);
+  const std::string reply =
+      ask("POST /upload HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n" + body);
   EXPECT_THAT(reply, HasSubstr("POST upload 1000000:begin"));
   EXPECT_THAT(handler_.uploaded, StartsWith(dir_));
   EXPECT_TRUE(std::filesystem::is_empty(dir_));
@@ -174,7 +177,9 @@ TEST_F(HttpServerTest, UploadGoesToAFileThatDisappears) {
 
 TEST_F(HttpServerTest, ChunkedUploadWithExpect) {
   const UniqueFd fd = connect();
-  send_text(fd.get(), "POST /upload HTTP/1.1\r\nHost: h\r\nConnection: close\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n");
+  send_text(fd.get(),
+            "POST /upload HTTP/1.1\r\nHost: h\r\nConnection: close\r\nExpect: "
+            "100-continue\r\nTransfer-Encoding: chunked\r\n\r\n");
   EXPECT_THAT(receive(fd.get(), "\r\n\r\n"), StartsWith("HTTP/1.1 100 Continue"));
   send_text(fd.get(), "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n");
   EXPECT_THAT(receive(fd.get()), HasSubstr("POST upload 11:hello"));

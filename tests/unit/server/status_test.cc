@@ -91,7 +91,8 @@ TEST(Metrics, PrometheusText) {
   EXPECT_THAT(primary, HasSubstr("sluice_db_txid{db=\"tenants/42.db\"} 16\n"));
   EXPECT_THAT(primary, HasSubstr("sluice_fuse_requests_total{opcode=\"WRITE\"} 7\n"));
   EXPECT_THAT(primary, HasSubstr("sluice_is_primary 1\n"));
-  EXPECT_THAT(primary, HasSubstr("sluice_replica_lag_txids{replica=\"0000000000000def\",hostname=\"beta\",db=\"tenants/42.db\"} 2\n"));
+  EXPECT_THAT(primary, HasSubstr("sluice_replica_lag_txids{replica=\"0000000000000def\",hostname=\"beta\",db="
+                                 "\"tenants/42.db\"} 2\n"));
   EXPECT_THAT(primary, HasSubstr("process_open_fds "));
   EXPECT_THAT(primary, Not(HasSubstr("process_resident_memory_bytes 0\n")));
   const std::string replica = metrics_text(replica_status());

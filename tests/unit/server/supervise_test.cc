@@ -28,13 +28,15 @@ TEST_F(SuperviseTest, ExitCodePassesThrough) {
   EXPECT_EQ(*start_shell("exit 42").wait(*signals_), 42);
 }
 
-TEST_F(SuperviseTest, KilledBySignalIs128PlusN) { EXPECT_EQ(*start_shell("kill -9 $$").wait(*signals_), 128 + 9); }
+TEST_F(SuperviseTest, KilledBySignalIs128PlusN) {
+  EXPECT_EQ(*start_shell("kill -9 $$").wait(*signals_), 128 + 9);
+}
 
 TEST_F(SuperviseTest, SignalsArePassedOn) {
   for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2}) {
     // The child tells by a SIGCHLD that its trap stands.
-    Child child = start_shell("trap 'exit 7' TERM INT HUP USR1 USR2; kill -CHLD " + std::to_string(::getpid()) +
-                              "; while :; do sleep 0.05; done");
+    Child child = start_shell("trap 'exit 7' TERM INT HUP USR1 USR2; kill -CHLD " +
+                              std::to_string(::getpid()) + "; while :; do sleep 0.05; done");
     const auto ready = signals_->wait(10'000);
     ASSERT_TRUE(ready && *ready);
     ASSERT_EQ((*ready)->number, SIGCHLD);

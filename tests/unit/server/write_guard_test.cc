@@ -79,8 +79,10 @@ TEST(WriteGuard, ReplicatedDatabasesAreNeitherRemovedNorChanged) {
   WriteGuard guard(options(false));
   guard.start_serving();
   for (const OpKind kind : {OpKind::write, OpKind::truncate, OpKind::unlink, OpKind::rename}) {
-    EXPECT_EQ(run(guard, make(kind, FileKind::database, "a.db", "a.db")).result, EROFS) << static_cast<int>(kind);
-    EXPECT_EQ(run(guard, make(kind, FileKind::wal, "a.db-wal", "a.db")).result, EROFS) << static_cast<int>(kind);
+    EXPECT_EQ(run(guard, make(kind, FileKind::database, "a.db", "a.db")).result, EROFS)
+        << static_cast<int>(kind);
+    EXPECT_EQ(run(guard, make(kind, FileKind::wal, "a.db-wal", "a.db")).result, EROFS)
+        << static_cast<int>(kind);
   }
   EXPECT_EQ(run(guard, make(OpKind::unlink, FileKind::shm, "a.db-shm", "a.db")).result, EROFS);
   // The wal-index belongs to the readers too.
@@ -117,7 +119,8 @@ TEST(WriteGuard, LocalFilesAreFree) {
 
 TEST(WriteGuard, TheNodeItselfPasses) {
   WriteGuard guard(options(false));
-  for (const OpKind kind : {OpKind::write, OpKind::truncate, OpKind::unlink, OpKind::open, OpKind::create, OpKind::rename}) {
+  for (const OpKind kind :
+       {OpKind::write, OpKind::truncate, OpKind::unlink, OpKind::open, OpKind::create, OpKind::rename}) {
     Op op = make(kind, FileKind::database, "a.db", "a.db");
     op.own = true;
     op.write_access = true;
