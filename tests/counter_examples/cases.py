@@ -3,6 +3,7 @@ frames in the WAL's file) before it judges. Names and rules: docs/TESTING.md.
 """
 
 import os
+import sqlite3
 import struct
 
 from scene import expect
@@ -255,6 +256,72 @@ def z_committed_frames_without_salt(scene):
     scene.on_both("SELECT count(*) FROM t", 13)
 
 
+# ---- rollback journals ----
+
+
+def rollback_process_dies(scene, mode):
+    """Everything is in the database file, the journal is still hot: the transaction never happened. While nobody opens the
+    database the node must still be able to give out what it holds."""
+    create = (f"sql PRAGMA journal_mode={mode}", *CREATE[1:], insert(1, 10))
+    scene.hk(*create).end()
+    before = scene.synced()
+    dying = scene.hk(f"sql PRAGMA journal_mode={mode}", "sql PRAGMA cache_size=5", "hook 6 die")
+    dying.dies(insert(700, 1700))
+    with open(scene.backing + "-journal", "rb") as journal:
+        expect(journal.read(8) == b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7", "the journal is not hot")
+    expect(b"row 1700" in open(scene.backing, "rb").read(), "the transaction's pages are not in the database file")
+    expect(scene.position() == before, "a transaction with a hot journal was captured")
+    if scene.primary is not None:
+        image = os.path.join(scene.directory, "hot.image")
+        scene.primary.export(scene.name, image)
+        connection = sqlite3.connect(image)
+        expect(connection.execute("SELECT count(*) FROM t").fetchone()[0] == 10, "the export has uncommitted pages")
+        connection.close()
+    scene.on_both("SELECT count(*) FROM t", 10)
+    scene.hk(f"sql PRAGMA journal_mode={mode}", insert(11, 20))
+    scene.on_both("SELECT count(*) FROM t", 20)
+
+
+def r_delete(scene):
+    """journal_mode=DELETE"""
+    rollback_process_dies(scene, "DELETE")
+
+
+def r_truncate(scene):
+    """journal_mode=TRUNCATE"""
+    rollback_process_dies(scene, "TRUNCATE")
+
+
+def r_persist(scene):
+    """journal_mode=PERSIST"""
+    rollback_process_dies(scene, "PERSIST")
+
+
+def two_databases(scene, *commands):
+    other = scene.path_of("other.db")
+    scene.hk("sql PRAGMA journal_mode=DELETE", *CREATE[1:]).end()
+    scene.hk("sql PRAGMA journal_mode=DELETE", *CREATE[1:], path=other).end()
+    both = scene.hk(f"sql ATTACH '{other}' AS other")
+    both.do(*commands, "sql BEGIN", insert(1, 5), insert(1, 5).replace("INTO t", "INTO other.t"))
+    return both
+
+
+def s_two_databases(scene):
+    """A transaction over two databases arrives without any further event on either."""
+    both = two_databases(scene)
+    both.do("sql COMMIT")
+    for name in ("test.db", "other.db"):
+        scene.replica_comes_to("SELECT count(*) FROM t", 5, name)
+
+
+def s_dies_after_the_super_journal(scene):
+    """The super-journal is gone, both journals are still there: committed, in both."""
+    two_databases(scene, "hook 6 die").dies("sql COMMIT")
+    expect(os.path.exists(scene.backing + "-journal"), "the process did not die before its journals went")
+    for name in ("test.db", "other.db"):
+        scene.on_both("SELECT count(*) FROM t", 5, name)
+
+
 CASES = {
     "A": a_unpublished_commit_others_alive,
     "B": b_unpublished_commit_everybody_dead,
@@ -272,5 +339,10 @@ CASES = {
     "H": h_persistent_wal,
     "I": i_resurrected_after_persistent_close,
     "I-prime": i_prime_unpublished_frames_at_a_restart,
+    "R-delete": r_delete,
+    "R-truncate": r_truncate,
+    "R-persist": r_persist,
+    "S": s_two_databases,
+    "S-dies": s_dies_after_the_super_journal,
     "Z": z_committed_frames_without_salt,
 }

@@ -98,7 +98,8 @@ class Hk:
 
 
 class Scene:
-    """A primary with a replica attached (or, with binary None, one plain directory) and the database test.db."""
+    """A primary with a replica attached (or, with binary None, one plain directory) and the database test.db; a case may
+    use others beside it."""
 
     name = "test.db"
 
@@ -108,6 +109,7 @@ class Scene:
         self.processes = []
         self.primary = self.replica = None
         self.succeeded = False
+        self.names = [self.name]
         if binary is None:
             self.path = os.path.join(self.directory, self.name)
             self.backing = self.path
@@ -143,31 +145,44 @@ class Scene:
         self.processes.append(hk)
         return hk
 
+    def path_of(self, name):
+        """A database's path on the primary; the verdict will cover it."""
+        if name not in self.names:
+            self.names.append(name)
+        return os.path.join(os.path.dirname(self.path), name)
+
     def position(self):
         """The primary's position; asking captures what is committed now."""
         return self.primary.position(self.name) if self.primary is not None else ""
 
-    def synced(self):
+    def synced(self, name=name):
         """Waits until the replica is where the primary is, and returns that position."""
-        return wait_same_position(self.primary, self.replica, self.name) if self.primary is not None else ""
+        return wait_same_position(self.primary, self.replica, name) if self.primary is not None else ""
 
-    def on_replica(self, sql):
+    def on_replica(self, sql, name=name):
         """First value of a query on the replica ('' with a plain directory)."""
         if self.replica is None:
             return ""
-        connection = sqlite3.connect(f"file:{self.replica.path(self.name)}?mode=ro", uri=True, timeout=10)
+        connection = sqlite3.connect(f"file:{self.replica.path(name)}?mode=ro", uri=True, timeout=10)
         try:
             return connection.execute(sql).fetchone()[0]
         finally:
             connection.close()
 
-    def on_both(self, sql, value):
+    def replica_comes_to(self, sql, value, name=name):
+        """The replica shows the value in time, though nobody asks the primary for anything."""
+        if self.replica is not None:
+            wait_until(lambda: self.replica.position(name) != "", 30, f"{name} is on the replica")
+            wait_until(lambda: self.on_replica(sql, name) == value, 30,
+                       lambda: f"{sql} is {value} in the replica's {name}, it is {self.on_replica(sql, name)}")
+
+    def on_both(self, sql, value, name=name):
         """The query's first value is `value` on the primary and, when it has caught up, on the replica."""
-        rows = self.hk().sql(sql)
+        rows = self.hk(path=self.path_of(name)).sql(sql)
         expect(rows == [str(value)], f"primary: {sql} gives {rows}, not {value}")
         if self.replica is not None:
-            self.synced()
-            got = self.on_replica(sql)
+            self.synced(name)
+            got = self.on_replica(sql, name)
             expect(str(got) == str(value), f"replica: {sql} gives {got}, not {value}")
 
     def wal_frames(self):
@@ -182,30 +197,33 @@ class Scene:
         """Everybody gone: both nodes' exports are equal, sound, and what the primary's applications see."""
         for hk in self.processes:
             hk.kill()
-        last = self.hk()
+        for name in self.names:
+            self.judge(name)
+        self.succeeded = True
+
+    def judge(self, name):
+        last = self.hk(path=self.path_of(name))
         want = last.sql("SELECT * FROM t ORDER BY 1") if self.has_table(last) else []
-        expect(last.sql("PRAGMA integrity_check") == ["ok"], "the primary's database is damaged")
+        expect(last.sql("PRAGMA integrity_check") == ["ok"], f"the primary's {name} is damaged")
         last.end()
         if self.primary is None:
-            self.succeeded = True
             return
-        self.synced()
+        self.synced(name)
         images = []
         for node in (self.primary, self.replica):
-            image = os.path.join(self.directory, node.name + ".image")
-            node.export(self.name, image)
-            node.verify(self.name)
+            image = os.path.join(self.directory, f"{node.name}-{name}.image")
+            node.export(name, image)
+            node.verify(name)
             images.append(image)
         difference = first_difference(*images)
-        expect(difference is None, f"the nodes' exports differ: {difference}")
-        for path in images + [self.replica.path(self.name)]:
+        expect(difference is None, f"the nodes' exports of {name} differ: {difference}")
+        for path in images + [self.replica.path(name)]:
             connection = sqlite3.connect(path, timeout=10)
             expect(connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok", f"{path} is damaged")
             rows = ["|".join("NULL" if v is None else str(v) for v in row)
                     for row in connection.execute("SELECT * FROM t ORDER BY 1")] if want else []
             connection.close()
             expect(rows == want, f"{path} has {len(rows)} rows, the primary {len(want)}; they are not the same")
-        self.succeeded = True
 
     @staticmethod
     def has_table(hk):
