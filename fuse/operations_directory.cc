@@ -41,6 +41,8 @@ class Listing {
 
 }  // namespace
 
+// X-pos files are there for who asks by name but not listed: `rm X*`, `cp -r` and `tar` see only what they can handle
+// (docs/decisions/0002).
 std::vector<std::string> Operations::virtual_names(NodeId id, const std::string& path) {
   std::vector<std::string> names;
   struct stat st {};
@@ -53,16 +55,6 @@ std::vector<std::string> Operations::virtual_names(NodeId id, const std::string&
     if (virtual_attr(p_.virtual_files, VirtualKind::primary, kPrimaryName, st) == 0 && absent(kPrimaryName))
       names.emplace_back(kPrimaryName);
     if (absent(kLagName)) names.emplace_back(kLagName);
-  }
-  std::vector<DirectoryEntry> entries;
-  std::int64_t at = 0;
-  while (p_.tree.list(path, at, entries) == 0 && !entries.empty()) {
-    at = entries.back().next;
-    for (const DirectoryEntry& entry : entries) {
-      if ((entry.type != DT_REG && entry.type != DT_UNKNOWN) || side_file(entry.name)) continue;
-      const std::string position = entry.name + "-pos";
-      if (is_database(id, entry.name, prefix + entry.name) && absent(position)) names.push_back(position);
-    }
   }
   std::sort(names.begin(), names.end());
   return names;

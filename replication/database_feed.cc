@@ -89,6 +89,7 @@ DatabaseFeed::Status DatabaseFeed::status() {
 
 std::optional<MonotonicTime> DatabaseFeed::pending_since() const {
   MutexLock lock(mutex_);
+  if (failing_since_) return failing_since_;  // older than whatever came since
   if (working_on_) return working_on_;
   if (!queue_.empty()) return queue_.front().arrived;
   return std::nullopt;
@@ -152,15 +153,22 @@ void DatabaseFeed::work_off(Item item) {
       status_.logged = Pos{};
       status_.applied = status_.durable = Txid(0);
     }
-    if (status_.applied != before) status_.unsynced = progressed_ = true;
+    if (status_.applied != before) {
+      status_.unsynced = progressed_ = true;
+      failing_since_.reset();
+    }
     // A restart meanwhile: nobody asks about the old stream any more.
     if (item.generation == status_.generation) {
       queued_cost_ -= item.cost;
       status_.consumed += item.cost;
+      const auto* start = std::get_if<DatabaseStart>(&item.message);
+      // Damage in what was sent twice, say: nothing is missing after all.
+      if (start != nullptr && start->newest == status_.logged) failing_since_.reset();
       if (result.has_error()) {
         const Error& error = result.error();
         status_.failure = Failure{error, content_error(error.code) && !progressed_};
         if (content_error(error.code)) progressed_ = false;
+        if (!failing_since_) failing_since_ = item.arrived;
         std::erase_if(queue_, [](const Item& i) { return !std::holds_alternative<DatabaseUnknown>(i.message); });
         queued_cost_ = 0;
       }

@@ -63,7 +63,7 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   void request_sync() EXCLUDES(mutex_);
   /// Also allows the next call of news().
   Status status() EXCLUDES(mutex_);
-  /// Arrival of the oldest item that is not processed.
+  /// Since when this copy is known to be behind: arrival of the oldest item not processed, or a failure not healed.
   std::optional<MonotonicTime> pending_since() const EXCLUDES(mutex_);
 
  private:
@@ -120,6 +120,7 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   bool told_ GUARDED_BY(mutex_) = false;
   bool progressed_ GUARDED_BY(mutex_) = true;  // something was applied since the last failure
   std::optional<MonotonicTime> working_on_ GUARDED_BY(mutex_);
+  std::optional<MonotonicTime> failing_since_ GUARDED_BY(mutex_);
   Status status_ GUARDED_BY(mutex_);
 };
 

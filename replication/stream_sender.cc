@@ -191,6 +191,14 @@ StreamSender::ReadResult StreamSender::read(const Stream& stream, std::uint64_t 
   return result;
 }
 
+// An empty replica can be given all of the log or the database as it is now: whichever is less. The margin keeps small databases
+// on the log, which is at hand.
+static bool snapshot_is_cheaper(const storage::Database& database, const Pos& from) {
+  constexpr std::uint64_t kMargin = 4u << 20;
+  const std::uint64_t bytes = std::uint64_t{database.page_count()} * database.page_size();
+  return from == Pos{} && bytes != 0 && database.log().size_bytes() > kMargin + bytes / 2;
+}
+
 StreamSender::ReadResult StreamSender::read_start(const Stream& stream, std::uint64_t budget) {
   const storage::Database& database = *stream.tracked->database;
   Pos from = stream.cursor.sent;
@@ -200,7 +208,7 @@ StreamSender::ReadResult StreamSender::read_start(const Stream& stream, std::uin
     append_frame(frames, DatabaseUnknown{database.name()});
     from = Pos{};
   }
-  const bool snapshot = stream.want_snapshot || !can_continue(database, from);
+  const bool snapshot = stream.want_snapshot || !can_continue(database, from) || snapshot_is_cheaper(database, from);
   const Pos newest = database.log().position_at(database.log().durable()).value_or(database.pos());
   append_frame(frames, DatabaseStart{stream.tracked->id, database.name(), stream.attempt, from, snapshot, newest});
 

@@ -1,6 +1,7 @@
 #include "storage/change_log.h"
 
 #include <algorithm>
+#include <utility>
 #include <random>
 
 #include "base/check.h"
@@ -218,7 +219,23 @@ Txid ChangeLog::first_readable() const {
 
 Txid ChangeLog::durable() const {
   MutexLock lock(impl_->mutex);
+  if (impl_->held && *impl_->held <= impl_->durable) return Txid(impl_->held->value() - 1);
   return impl_->durable;
+}
+
+Txid ChangeLog::synced() const {
+  MutexLock lock(impl_->mutex);
+  return impl_->durable;
+}
+
+void ChangeLog::hold(Txid first) {
+  MutexLock lock(impl_->mutex);
+  if (!impl_->held) impl_->held = first;
+}
+
+bool ChangeLog::release_hold() {
+  MutexLock lock(impl_->mutex);
+  return std::exchange(impl_->held, std::nullopt).has_value();
 }
 
 std::uint64_t ChangeLog::size_bytes() const {

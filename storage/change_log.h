@@ -51,8 +51,14 @@ class ChangeLog {
   std::optional<RecordInfo> last() const;
   /// Smallest TXID that can be read (a base record at TXID t: t + 1). Equal to last + 1 when there is nothing.
   Txid first_readable() const;
-  /// Everything up to here is on disk.
+  /// Everything up to here is on disk and may leave the node: records from a hold on are not counted.
   Txid durable() const;
+  /// Everything up to here is on disk.
+  Txid synced() const;
+  /// Keeps records from `first` on out of durable(): a transaction whose commit is not certain yet. An earlier hold stays.
+  void hold(Txid first);
+  /// True if there was a hold.
+  bool release_hold();
   std::uint64_t size_bytes() const;
 
   /// Appends one record in pieces. begin_append, append_bytes…, then finish_append or abort_append. The record exists for

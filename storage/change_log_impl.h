@@ -98,6 +98,7 @@ struct ChangeLog::Impl {
   std::vector<Cursor> cursors GUARDED_BY(mutex);  ///< of the readers seen last
   std::size_t next_cursor GUARDED_BY(mutex) = 0;
   Txid durable GUARDED_BY(mutex);
+  std::optional<Txid> held GUARDED_BY(mutex);  ///< first record that durable() does not count
   std::uint64_t durable_offset GUARDED_BY(mutex) = 0;  ///< in the current file
   std::uint64_t generation GUARDED_BY(mutex) = 0;      ///< of `segments`; grows with every base record
   bool syncing GUARDED_BY(mutex) = false;

@@ -52,6 +52,7 @@ class CaptureImpl final : public Capture {
   int remove_super_journal(const Op& op, FunctionRef<int()> perform);
   void count_writer(const Op& op, int change) EXCLUDES(mutex_);
   bool being_written(const std::string& name) EXCLUDES(mutex_);
+  void roll_back_abandoned(const DatabasePtr& database);
   void schedule(const DatabasePtr& database);
   void schedule_unjournaled(const DatabasePtr& database);
   void wake(const DatabasePtr& database) {
@@ -274,9 +275,21 @@ void CaptureImpl::released(const Op& op) {
   database->released(op);
   if (op.file == FileKind::database) {
     if (op.write_only && database->unjournaled_pending()) tailer_.schedule_unjournaled(database, Duration::zero());
+    if (op.write_access && !op.own && database->journal_open()) roll_back_abandoned(database);
   } else if (!op.own) {
     wake(database);
   }
+}
+
+// A process died in the middle of a rollback transaction. SQLite rolls it back when somebody opens the database; until then no
+// snapshot can be taken of the pages it overwrote. So somebody does.
+void CaptureImpl::roll_back_abandoned(const DatabasePtr& database) {
+  if (!options_.recover_client) return;
+  context_.pool.post([this, database] {
+    if (!database->abandoned_journal()) return;
+    const Result<void> rolled_back = options_.recover_client(database->name());
+    if (rolled_back.has_error()) LOG_WARN("{}: abandoned journal: {}", database->name(), rolled_back.error().message);
+  });
 }
 
 void CaptureImpl::schedule(const DatabasePtr& database) {

@@ -143,7 +143,7 @@ bool CapturedDatabase::wal_durable() const {
 }
 
 Result<void> CapturedDatabase::make_durable_locked() NO_THREAD_SAFETY_ANALYSIS {
-  if (database_->log().durable() >= database_->pos().txid) return {};
+  if (database_->log().synced() >= database_->pos().txid) return {};
   if (!wal_durable()) {
     Result<void> synced = wal_.wal_file()->sync_data();
     if (synced.has_error()) return fail(std::move(synced).error());
@@ -265,32 +265,38 @@ Result<void> CapturedDatabase::capture_rollback() NO_THREAD_SAFETY_ANALYSIS {
   return {};
 }
 
-// The commit of a rollback transaction. The change set is durable before the operation that commits is performed; should
-// that fail, or we die in between, SQLite rolls back and the next event makes a change set that takes this one back.
+// The commit of a rollback transaction. The change set is durable before the operation that commits is performed, and leaves
+// the node after it: should the operation fail, or we die in between, SQLite rolls back, and the next event makes a change
+// set that takes this one back.
 int CapturedDatabase::commit_event(FunctionRef<int()> perform) {
-  bool made = false;
+  bool ship = false;
   int rc = 0;
   {
     MutexLock lock(database_->commit_mutex());
     if (failed_) return EIO;
     if (dirty_.any()) {
-      const Pos before = database_->pos();
+      database_->log().hold(database_->pos().txid.next());
       const Result<void> captured = capture_rollback();
       if (captured.has_error()) return to_errno(captured.error());
-      made = database_->pos() != before;
       const Result<void> durable = make_durable_locked();
       if (durable.has_error()) return to_errno(durable.error());
     }
     rc = perform();
     if (rc == 0) {
-      dirty_.clear();
-      journal_active_ = false;
-      hot_journal_ = false;
-      clear_unjournaled();
+      ship = settle_journal();
     }
   }
-  if (made) (void)make_durable();
+  if (ship) (void)make_durable();
   return rc;
+}
+
+// The journal is gone: what the database file holds is committed. True if a change set waited for that.
+bool CapturedDatabase::settle_journal() {
+  dirty_.clear();
+  journal_active_ = false;
+  hot_journal_ = false;
+  clear_unjournaled();
+  return database_->log().release_hold();
 }
 
 int CapturedDatabase::run_journal(const Op& op, FunctionRef<int()> perform) {

@@ -37,6 +37,9 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   /// last run left.
   Result<void> recover(bool trust_position);
   bool has_hot_journal() const { return hot_journal_; }
+  /// A rollback transaction is open and nobody holds its RESERVED lock: its process died. Pool threads only.
+  bool abandoned_journal();
+  bool journal_open();
 
   /// See Observer::can_run_inline.
   bool can_run_inline(const Op& op);
@@ -76,6 +79,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   int run_shm(const Op& op, FunctionRef<int()> perform);
   int write_database(const Op& op, FunctionRef<int()> perform);
   int commit_event(FunctionRef<int()> perform);
+  bool settle_journal();
   int sync_wal(FunctionRef<int()> perform);
   int remove_wal(const Op& op, FunctionRef<int()> perform);
   int remove_database(FunctionRef<int()> perform);

@@ -63,10 +63,7 @@ void CapturedDatabase::content_removed() {
     wal_.forget();
     file_ = nullptr;
     wal_.set_database_file(nullptr);
-    dirty_.clear();
-    journal_active_ = false;
-    hot_journal_ = false;
-    clear_unjournaled();
+    settle_journal();
     const Result<void> recorded = record_deletion();
     if (recorded.has_error()) {
       needs_reconcile_ = true;
@@ -82,8 +79,7 @@ void CapturedDatabase::content_replaced() {
   {
     MutexLock lock(database_->commit_mutex());
     wal_.forget();
-    dirty_.clear();
-    journal_active_ = false;
+    settle_journal();
     needs_reconcile_ = true;
     if (opened.has_error()) LOG_WARN("{}: {}", name(), opened.error().message);
   }
@@ -94,7 +90,7 @@ void CapturedDatabase::content_replaced() {
 bool CapturedDatabase::poll() {
   if (!database_->commit_mutex().try_lock()) return true;
   const auto pending = wal_.pending();
-  const bool behind = database_->log().durable() < database_->pos().txid;
+  const bool behind = database_->log().synced() < database_->pos().txid;
   const bool found = needs_reconcile_ || behind || pending.has_error() || *pending;
   const bool failed = failed_;
   database_->commit_mutex().unlock();
@@ -118,7 +114,7 @@ Result<void> CapturedDatabase::capture_and_sync() {
     }
     TRY(wal_.capture(Reason::tail));
     if (context_.stopping.load(std::memory_order_relaxed)) wal_.set_shm(nullptr);
-    behind = database_->log().durable() < database_->pos().txid;
+    behind = database_->log().synced() < database_->pos().txid;
     maintain = behind && ++captures_ % 256 == 0;
   }
   if (behind) TRY(make_durable());
@@ -211,21 +207,29 @@ bool CapturedDatabase::journal_names(const std::string& super_journal) {
   return path.substr(path.rfind('/') + 1) == super_journal.substr(super_journal.rfind('/') + 1);
 }
 
+// Held until the journal's own removal: the transaction commits with the super-journal's.
 int CapturedDatabase::capture_for_super_journal() {
-  bool made = false;
-  {
-    MutexLock lock(database_->commit_mutex());
-    if (failed_) return EIO;
-    const Pos before = database_->pos();
-    const Result<void> captured = capture_rollback();
-    if (captured.has_error()) return to_errno(captured.error());
-    made = database_->pos() != before;
-    const Result<void> durable = make_durable_locked();
-    if (durable.has_error()) return to_errno(durable.error());
-  }
-  // The journal's own removal will find nothing new: the replicas are told here or not at all.
-  if (made) (void)make_durable();
-  return 0;
+  MutexLock lock(database_->commit_mutex());
+  if (failed_) return EIO;
+  database_->log().hold(database_->pos().txid.next());
+  const Result<void> captured = capture_rollback();
+  if (captured.has_error()) return to_errno(captured.error());
+  const Result<void> durable = make_durable_locked();
+  return durable.has_error() ? to_errno(durable.error()) : 0;
+}
+
+bool CapturedDatabase::journal_open() {
+  MutexLock lock(database_->commit_mutex());
+  return journal_active_ && dirty_.any();
+}
+
+bool CapturedDatabase::abandoned_journal() {
+  storage::MountAccess* access = context_.access.load();
+  if (access == nullptr || !journal_open()) return false;
+  const auto fd = access->open(name(), O_RDWR);
+  if (fd.has_error()) return false;
+  const auto reserved = storage::ofd_is_locked(fd->get(), sqlite::kReservedByte, 1);
+  return reserved.has_value() && !*reserved && journal_open();
 }
 
 Result<void> CapturedDatabase::recover(bool trust_position) {
@@ -260,7 +264,11 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
     }
     journal_ = nullptr;
     wal_.resume(database_->wal_position());
-    if (journal_active_) return {};
+    if (journal_active_) {
+      // The last change set may be of this very transaction, which is about to be rolled back.
+      database_->log().hold(database_->pos().txid);
+      return {};
+    }
     const bool is_new = database_->page_count() == 0;
     if (marked || !trust_position || is_new) {
       unjournaled_ = marked;

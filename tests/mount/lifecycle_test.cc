@@ -312,7 +312,7 @@ TEST_F(LifecycleTest, VirtualFiles) {
   EXPECT_EQ(st.st_size, 34);
 
   EXPECT_THAT(list(""), ::testing::UnorderedElementsAre(".primary", ".lag", "sub"));
-  EXPECT_THAT(list("sub"), ::testing::UnorderedElementsAre("app.db", "app.db-pos"));
+  EXPECT_THAT(list("sub"), ::testing::UnorderedElementsAre("app.db"));
   virtual_files_.set_primary("");
   mount_->invalidate_virtual(".primary");
   EXPECT_TRUE(wait_for([&] { return list("").size() == 2; }));

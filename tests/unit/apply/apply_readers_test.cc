@@ -67,7 +67,9 @@ TEST_P(ApplyReaders, SeeSnapshotsAsOrdinaryTransactions) {
   create_accounts(source.sql(), 200);
   ASSERT_TRUE(node.apply("app.db", source.next()).has_value());
   ASSERT_NO_FATAL_FAILURE(start_readers("app.db"));
-  for (int i = 1; i <= 30; ++i) {
+  // Long enough that every reader, the slow ones too, gets to see more than one state.
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  for (int i = 1; i <= 30 || std::chrono::steady_clock::now() < until; ++i) {
     transfer(source.sql(), i);
     const ChangeSet change = source.next();
     if (i % 3 == 0) {

@@ -138,6 +138,21 @@ TEST(StreamFaults, ReplicaErrorsAreTriedAgain) {
   expect_same(db, replica);
 }
 
+TEST(StreamFaults, ADatabaseThatCannotBeAppliedShowsAsLag) {
+  TestPrimary primary(quick());
+  auto& db = primary.database("a.db");
+  TestReplica replica(primary.url());
+  replica.start();
+  ASSERT_TRUE(replica.reaches("a.db", db.commit(30, 0)));
+  ASSERT_TRUE(replica.synced());
+  replica.fake().fake("a.db")->fail_next(1'000'000, Errc::busy);
+  db.commit(30, 2);
+  EXPECT_TRUE(wait_for([&] { return replica.status().lag_ms.value_or(0) > 300; }));
+  replica.fake().fake("a.db")->fail_next(0, Errc::busy);
+  ASSERT_TRUE(replica.reaches("a.db", db.database().pos()));
+  EXPECT_TRUE(wait_for([&] { return replica.status().lag_ms.value_or(1000) < 100; }));
+}
+
 TEST(StreamFaults, SnapshotsThatFailAreTriedAgain) {
   TestPrimary primary(quick());
   auto& db = primary.database("a.db");
