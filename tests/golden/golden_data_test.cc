@@ -109,10 +109,10 @@ TEST(GoldenData, Journal) {
   EXPECT_EQ(summary->super_journal, "");
 }
 
-// FORMATS.md, or the part of it before it is merged.
+// FORMATS.md
 std::string documentation() {
   const std::string docs = SLUICE_DOCS;
-  for (const char* name : {"/FORMATS.md", "/formats-sqlite.part.md"}) {
+  for (const char* name : {"/FORMATS.md"}) {
     if (!std::filesystem::exists(docs + name)) continue;
     std::string text(as_text(read_bytes(docs + name)));
     if (text.find("SQLite files we read and write") != std::string::npos) return text;
