@@ -63,6 +63,8 @@ class CaptureImpl final : public Capture {
   CaptureCounters counters_;
   CaptureContext context_;
   Tailer tailer_;
+  // Waits for clients of ours whose requests may need the pool: so it cannot be the pool.
+  ThreadPool rollback_{"rollback", 1};
   Mutex mutex_;
   std::map<std::string, DatabasePtr, std::less<>> databases_ GUARDED_BY(mutex_);
   std::map<std::string, int, std::less<>> writers_ GUARDED_BY(mutex_);  ///< write-only handles by path
@@ -138,7 +140,7 @@ Result<void> CaptureImpl::start(storage::MountAccess& access) {
       continue;
     }
     if (!options_.recover_client) continue;
-    context_.pool.post([this, database] {
+    rollback_.post([this, database] {
       const Result<void> rolled_back = options_.recover_client(database->name());
       if (rolled_back.has_error()) LOG_WARN("{}: hot journal: {}", database->name(), rolled_back.error().message);
       wake(database);
@@ -153,6 +155,7 @@ void CaptureImpl::stop() {
     if (stopped_) return;
     stopped_ = true;
   }
+  rollback_.stop();
   tailer_.stop();
   const bool mounted = context_.access.exchange(nullptr) != nullptr;
   bool clean = mounted;
@@ -285,7 +288,7 @@ void CaptureImpl::released(const Op& op) {
 // snapshot can be taken of the pages it overwrote. So somebody does.
 void CaptureImpl::roll_back_abandoned(const DatabasePtr& database) {
   if (!options_.recover_client) return;
-  context_.pool.post([this, database] {
+  rollback_.post([this, database] {
     if (!database->abandoned_journal()) return;
     const Result<void> rolled_back = options_.recover_client(database->name());
     if (rolled_back.has_error()) LOG_WARN("{}: abandoned journal: {}", database->name(), rolled_back.error().message);
