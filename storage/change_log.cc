@@ -46,7 +46,7 @@ Result<void> ChangeLog::Impl::roll_over() {
   header.salt = random_salt();
   if (header.previous) {
     // A segment is on disk before the next one exists: damage in it can then be no torn write.
-    TRY(sync());
+    TRY(flush());
     // Only returns the zeros written ahead to the file system; the next segment's header says where this one
     // ends.
     if (const auto cut = current->truncate(header.previous->end); cut.has_error()) {
@@ -58,7 +58,8 @@ Result<void> ChangeLog::Impl::roll_over() {
 
 Result<void> ChangeLog::Impl::start_segment(const log_format::SegmentHeader& header,
                                             const log_format::RecordHeader* base) {
-  TRY_ASSIGN(auto file, create_segment(fs, dir, header, base));
+  bool named = false;  // left over, it is a last segment without records: harmless
+  TRY_ASSIGN(auto file, create_segment(fs, dir, header, base, named));
   auto segment = std::make_shared<Segment>();
   segment->header = header;
   segment->path = file->path();
@@ -161,8 +162,9 @@ void ChangeLog::Impl::publish(const RecordInfo& info, std::uint64_t at) {
 
 // ---- syncing ----
 
-Result<Txid> ChangeLog::Impl::sync() {
+Result<void> ChangeLog::Impl::flush() {
   mutex.lock();
+  bool failed_now = false;
   const Txid target = last_txid();
   const std::uint64_t started_in = generation;
   while (!failed && durable < target && generation == started_in) {
@@ -182,15 +184,40 @@ Result<Txid> ChangeLog::Impl::sync() {
     if (result.has_error()) {
       failed = with_context("change log can no longer be trusted to reach the disk, restart the node",
                             std::move(result).error());
+      failed_now = true;
     } else if (generation == started_in) {
       durable = std::max(durable, upto);
       if (segments.back() == segment) durable_offset = std::max(durable_offset, offset);
     }
     synced.notify_all();
   }
-  const Result<Txid> outcome = failed ? Result<Txid>(*failed) : Result<Txid>(durable);
+  const Result<void> outcome = failed ? Result<void>(*failed) : Result<void>();
   mutex.unlock();
+  if (failed_now) note_failed_sync();
   return outcome;
+}
+
+// I2: the log alone is not enough. A roll-over or a checkpoint of the page checksums syncs it at any time, also when the WAL
+// that holds the newest records has not been synced.
+Result<Txid> ChangeLog::Impl::sync(std::optional<Txid> content) {
+  Txid target;
+  std::uint64_t started_in = 0;
+  {
+    MutexLock lock(mutex);
+    target = content ? std::min(*content, last_txid()) : last_txid();
+    started_in = generation;
+  }
+  TRY(flush());
+  MutexLock lock(mutex);
+  if (generation == started_in) released = std::max(released, target);
+  return released;
+}
+
+// The kernel drops what it could not write but keeps it in the page cache as clean: to the next process that part of the
+// log looks as if it was on disk, and a sync of it succeeds. The file lives as long as that cache.
+void ChangeLog::Impl::note_failed_sync() {
+  const auto noted = fs.open(dir + "/" + kSyncFailed, {.write = true, .create = true});
+  if (noted.has_error()) LOG_ERROR("change log: {}", noted.error().to_string());
 }
 
 // ---- the public face ----
@@ -219,13 +246,13 @@ Txid ChangeLog::first_readable() const {
 
 Txid ChangeLog::durable() const {
   MutexLock lock(impl_->mutex);
-  if (impl_->held && *impl_->held <= impl_->durable) return Txid(impl_->held->value() - 1);
-  return impl_->durable;
+  if (impl_->held && *impl_->held <= impl_->released) return Txid(impl_->held->value() - 1);
+  return impl_->released;
 }
 
 Txid ChangeLog::synced() const {
   MutexLock lock(impl_->mutex);
-  return impl_->durable;
+  return impl_->released;
 }
 
 void ChangeLog::hold(Txid first) {
@@ -301,8 +328,12 @@ void ChangeLog::abort_append() {
   if (impl_->pending.open) impl_->drop_pending(impl_->pending.streamed > 0);
 }
 
-Result<Txid> ChangeLog::sync() {
-  return impl_->sync();
+Result<Txid> ChangeLog::sync(std::optional<Txid> content) {
+  return impl_->sync(content);
+}
+
+Result<void> ChangeLog::flush() {
+  return impl_->flush();
 }
 
 }  // namespace sluice::storage

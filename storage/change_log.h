@@ -51,9 +51,9 @@ class ChangeLog {
   std::optional<RecordInfo> last() const;
   /// Smallest TXID that can be read (a base record at TXID t: t + 1). Equal to last + 1 when there is nothing.
   Txid first_readable() const;
-  /// Everything up to here is on disk and may leave the node: records from a hold on are not counted.
+  /// Everything up to here may leave the node (I2): synced() without the records from a hold on.
   Txid durable() const;
-  /// Everything up to here is on disk.
+  /// Everything up to here was released by sync(): it is on disk, and so is what it was captured from.
   Txid synced() const;
   /// Keeps records from `first` on out of durable(): a transaction whose commit is not certain yet. An earlier hold stays.
   void hold(Txid first);
@@ -69,13 +69,17 @@ class ChangeLog {
   void abort_append();
 
   /// Starts the log over at `info.post`: a position whose content is the database file. Existing records are removed.
-  /// Durable on return.
+  /// Durable on return; released, too, unless `info.wal` says that part of the content is in a WAL: then sync() does that.
+  /// After an error behind the point of no return the log fails for good: the next open finds the base.
   Result<void> append_base(RecordInfo info);
 
-  /// Makes everything appended before the call durable; returns the TXID now durable. Callers may overlap: one
-  /// fdatasync serves all that wait. After a failed fdatasync the log fails for good: every later sync and append returns
-  /// that error (a retried fsync reports success for pages that are lost).
-  Result<Txid> sync();
+  /// Makes everything appended before the call durable, and releases it up to `content` (default: all of it): the caller
+  /// vouches that what it was captured from is on disk (I2; a replica's log is captured from nothing). Returns synced().
+  /// Callers may overlap: one fdatasync serves all that wait. After a failed fdatasync the log fails for good: every later
+  /// sync and append returns that error (a retried fsync reports success for pages that are lost).
+  Result<Txid> sync(std::optional<Txid> content = std::nullopt);
+  /// Makes everything appended before the call durable in the log, and releases nothing.
+  Result<void> flush();
 
   /// A record and its image. The handle keeps the segment readable while retention removes it.
   struct Handle {
@@ -91,10 +95,10 @@ class ChangeLog {
   Result<void> for_each(Txid from, FunctionRef<bool(const Handle&)> visit) const;
 
   /// Removes sealed segments that `policy` no longer wants and whose records are all below `keep_from`. Returns the number
-  /// removed. The last segment always stays.
+  /// removed. The last segment always stays. After an error everything that is left is still one piece.
   Result<std::size_t> retain(const RetentionPolicy& policy, Txid keep_from, std::int64_t now_ms);
 
-  /// Closes and deletes all files. The object is then only good for destruction.
+  /// Closes and deletes all files. The object is then only good for destruction: appends and syncs fail.
   Result<void> remove_all();
 
  private:

@@ -18,6 +18,8 @@ namespace sluice::storage {
 inline Txid listed_txid(const RecordInfo& info) {
   return info.base ? info.post.txid : info.min_txid;
 }
+/// A file in the log's directory: a sync failed, the page cache may have what the disk has not.
+inline constexpr const char* kSyncFailed = "sync-failed";
 /// A salt for a new segment.
 std::uint64_t random_salt();
 
@@ -49,9 +51,11 @@ struct ChangeLog::Impl {
   Result<void> load() EXCLUDES(mutex);
   Result<void> load_segments(const std::vector<Txid>& names) EXCLUDES(mutex);
   Result<void> join(const Segment& next, Segment& before) const;
-  Result<void> load_tail() EXCLUDES(mutex);
+  Result<void> load_tail(bool distrusted) EXCLUDES(mutex);
   Result<void> discard(const std::string& name);
-  Result<void> append_base(RecordInfo info) EXCLUDES(mutex);
+  Result<void> append_base(RecordInfo info) EXCLUDES(directory_mutex, mutex);
+  std::shared_ptr<Segment> take_unwanted(const RetentionPolicy& policy, Txid keep_from, std::int64_t now_ms)
+      EXCLUDES(mutex);
   Result<void> remove_segments(const std::vector<std::shared_ptr<Segment>>& old, const std::string& keep);
 
   Result<void> roll_over() EXCLUDES(mutex);
@@ -62,7 +66,10 @@ struct ChangeLog::Impl {
   void write_zeros_ahead(std::uint64_t from, std::uint64_t to);
   void drop_pending(bool wrote) EXCLUDES(mutex);
   void publish(const RecordInfo& info, std::uint64_t at) EXCLUDES(mutex);
-  Result<Txid> sync() EXCLUDES(mutex);
+  Result<void> flush() EXCLUDES(mutex);
+  Result<Txid> sync(std::optional<Txid> content) EXCLUDES(mutex);
+  void note_failed_sync();
+  Result<void> rewrite(std::uint64_t from, std::uint64_t to);
   Error removed() const { return make_error(Errc::not_found, "change log " + dir + " was removed"); }
 
   struct Found {
@@ -88,6 +95,8 @@ struct ChangeLog::Impl {
   std::uint64_t zeroed_end = 0;   ///< appender's: the current file is allocated up to here
   std::shared_ptr<File> current;  ///< written by the appender under `mutex`, which it needs not for reading
 
+  /// Serialises what removes segments, which files that come may replace. Held over file I/O.
+  Mutex directory_mutex ACQUIRED_BEFORE(mutex);
   mutable Mutex mutex;
   CondVar synced;
   std::vector<std::shared_ptr<Segment>> segments
@@ -97,7 +106,8 @@ struct ChangeLog::Impl {
   static constexpr std::size_t kCursors = 4;
   std::vector<Cursor> cursors GUARDED_BY(mutex);  ///< of the readers seen last
   std::size_t next_cursor GUARDED_BY(mutex) = 0;
-  Txid durable GUARDED_BY(mutex);
+  Txid durable GUARDED_BY(mutex);              ///< in the log
+  Txid released GUARDED_BY(mutex);             ///< what it was captured from is durable, too; never above `durable`
   std::optional<Txid> held GUARDED_BY(mutex);  ///< first record that durable() does not count
   std::uint64_t durable_offset GUARDED_BY(mutex) = 0;  ///< in the current file
   std::uint64_t generation GUARDED_BY(mutex) = 0;      ///< of `segments`; grows with every base record

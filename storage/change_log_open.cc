@@ -9,21 +9,27 @@ namespace sluice::storage {
 using log_format::kSegmentHeaderSize;
 
 Result<void> ChangeLog::Impl::load() {
-  TRY_ASSIGN(const bool existed, fs.exists(dir));
   TRY(fs.make_directories(dir));
-  if (!existed) TRY(fs.sync_directory(parent_directory(dir)));
   TRY_ASSIGN(const auto entries, fs.list(dir));
   std::vector<Txid> names;
+  bool distrusted = false;
   for (const DirEntry& entry : entries) {
     if (const auto first = log_format::parse_segment_name(entry.name)) {
       names.push_back(*first);
     } else if (entry.name == "segment.tmp") {
       TRY(discard(entry.name));
+    } else if (entry.name == kSyncFailed) {
+      distrusted = true;
     }
   }
+  // Whoever made the directory may have died before it was sure to stay.
+  if (names.empty()) TRY(fs.sync_directory(parent_directory(dir)));
   std::sort(names.begin(), names.end());
   TRY(load_segments(names));
-  return load_tail();
+  TRY(load_tail(distrusted));
+  if (!distrusted) return {};
+  TRY(fs.unlink(dir + "/" + kSyncFailed));
+  return fs.sync_directory(dir);
 }
 
 Result<void> ChangeLog::Impl::load_segments(const std::vector<Txid>& names) {
@@ -70,7 +76,7 @@ Result<void> ChangeLog::Impl::join(const Segment& next, Segment& before) const {
   return {};
 }
 
-Result<void> ChangeLog::Impl::load_tail() {
+Result<void> ChangeLog::Impl::load_tail(bool distrusted) {
   MutexLock lock(mutex);
   if (segments.empty()) return {};
   Segment& segment = *segments.back();
@@ -85,6 +91,7 @@ Result<void> ChangeLog::Impl::load_tail() {
   segment.end = tail.end;
   TRY_ASSIGN(const std::uint64_t size, current->size());
   if (size > tail.end) TRY(current->truncate(tail.end));
+  if (distrusted) TRY(rewrite(tail.durable_offset, tail.end));
   // The process before may have died between its last write and the sync.
   TRY(current->sync_data());
   last = tail.last;
@@ -94,13 +101,29 @@ Result<void> ChangeLog::Impl::load_tail() {
   }
   if (tail.last_offset != 0) recent.push_back({*last, current, tail.last_offset});
   durable = last_txid();
+  released = durable;  // who goes on with a primary's database syncs its WAL before anything leaves the node
   durable_offset = tail.end;
   zeroed_end = tail.end;
   return {};
 }
 
+/// Makes the kernel write again what a failed sync has lost on the way to the disk.
+Result<void> ChangeLog::Impl::rewrite(std::uint64_t from, std::uint64_t to) {
+  constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
+  Bytes piece;
+  for (std::uint64_t at = from; at < to; at += piece.size()) {
+    piece.resize(static_cast<std::size_t>(std::min(kPiece, to - at)));
+    TRY_ASSIGN(const std::size_t n, current->read_at(at, piece));
+    if (n != piece.size()) return make_error(Errc::corrupt, current->path() + " became shorter");
+    TRY(current->write_at(at, piece));
+  }
+  LOG_WARN("change log {}: wrote {} bytes again after a failed sync", current->path(), to - from);
+  return {};
+}
+
 Result<void> ChangeLog::Impl::append_base(RecordInfo info) {
   CHECK(!pending.open);
+  MutexLock files(directory_mutex);
   info.base = true;
   info.length = 0;
   log_format::SegmentHeader header;
@@ -115,7 +138,15 @@ Result<void> ChangeLog::Impl::append_base(RecordInfo info) {
   log_format::RecordHeader record;
   record.info = info;
   record.durable_offset = kSegmentHeaderSize;
-  TRY_ASSIGN(auto file, create_segment(fs, dir, header, &record));
+  bool named = false;
+  auto created = create_segment(fs, dir, header, &record, named);
+  if (created.has_error()) {
+    MutexLock lock(mutex);
+    // Records appended now would be of a generation that the next open throws away.
+    if (named) failed = with_context("change log may have started over, restart the node", created.error());
+    return std::move(created).error();
+  }
+  const std::shared_ptr<File> file = std::move(*created);
   // From here on the new generation counts, whatever happens to the old files.
   auto segment = std::make_shared<Segment>();
   segment->header = header;
@@ -138,6 +169,7 @@ Result<void> ChangeLog::Impl::append_base(RecordInfo info) {
     recent.assign(1, {info, file, kSegmentHeaderSize});
     cursors.clear();
     durable = info.post.txid;
+    released = info.wal.frame == 0 ? durable : Txid(durable.value() - 1);
     durable_offset = segment->end;
     synced.notify_all();
   }
@@ -148,7 +180,8 @@ Result<void> ChangeLog::Impl::remove_segments(const std::vector<std::shared_ptr<
                                               const std::string& keep) {
   for (const auto& segment : old) {
     if (segment->path == keep) continue;  // the new one was renamed over it
-    TRY(fs.unlink(segment->path));
+    const Result<void> removed_one = fs.unlink(segment->path);
+    if (removed_one.has_error() && removed_one.error().code != Errc::not_found) return removed_one;
     // One by one, so that what a crash leaves is always the newest part.
     TRY(fs.sync_directory(dir));
   }
@@ -166,6 +199,7 @@ Result<void> ChangeLog::append_base(RecordInfo info) {
 
 Result<void> ChangeLog::remove_all() {
   Impl& i = *impl_;
+  MutexLock files(i.directory_mutex);
   std::vector<std::shared_ptr<Segment>> old;
   {
     MutexLock lock(i.mutex);
@@ -174,11 +208,18 @@ Result<void> ChangeLog::remove_all() {
     i.cursors.clear();
     i.last.reset();
     i.durable = Txid(0);
+    i.released = Txid(0);
+    // The directory may soon be another log's.
+    if (!i.failed) i.failed = i.removed();
     ++i.generation;
     i.current.reset();
     i.synced.notify_all();
   }
   TRY(i.remove_segments(old, ""));
+  for (const std::string& leftover : {std::string("segment.tmp"), std::string(kSyncFailed)}) {
+    const Result<void> removed_one = i.fs.unlink(i.dir + "/" + leftover);
+    if (removed_one.has_error() && removed_one.error().code != Errc::not_found) return removed_one;
+  }
   TRY(i.fs.remove_directory(i.dir));
   return i.fs.sync_directory(parent_directory(i.dir));
 }

@@ -163,29 +163,40 @@ Result<void> ChangeLog::for_each(Txid from, FunctionRef<bool(const Handle&)> vis
   return {};
 }
 
+/// The oldest segment, if `policy` does not want it: out of the list, not yet deleted.
+std::shared_ptr<Segment> ChangeLog::Impl::take_unwanted(const RetentionPolicy& policy, Txid keep_from,
+                                                        std::int64_t now_ms) {
+  MutexLock lock(mutex);
+  if (segments.size() <= 1) return nullptr;
+  std::uint64_t total = 0;
+  for (const auto& segment : segments) total += segment->end;
+  const std::shared_ptr<Segment> oldest = segments.front();
+  const bool too_old = now_ms - oldest->last_timestamp_ms > policy.max_age_ms;
+  if (oldest->last >= keep_from || !(too_old || total > policy.max_bytes)) return nullptr;
+  segments.erase(segments.begin());
+  std::erase_if(cursors, [&](const Cursor& cursor) { return cursor.segment == oldest; });
+  const Txid first = segments.front()->header.first;
+  while (!recent.empty() && listed_txid(recent.front().info) < first) recent.pop_front();
+  return oldest;
+}
+
 Result<std::size_t> ChangeLog::retain(const RetentionPolicy& policy, Txid keep_from, std::int64_t now_ms) {
   Impl& i = *impl_;
-  std::vector<std::shared_ptr<Segment>> old;
-  {
-    MutexLock lock(i.mutex);
-    std::uint64_t total = 0;
-    for (const auto& segment : i.segments) total += segment->end;
-    while (i.segments.size() > 1) {
-      const Segment& oldest = *i.segments.front();
-      const bool too_old = now_ms - oldest.last_timestamp_ms > policy.max_age_ms;
-      if (oldest.last >= keep_from || !(too_old || total > policy.max_bytes)) break;
-      total -= oldest.end;
-      old.push_back(i.segments.front());
-      i.segments.erase(i.segments.begin());
+  MutexLock files(i.directory_mutex);
+  std::size_t count = 0;
+  while (const auto oldest = i.take_unwanted(policy, keep_from, now_ms)) {
+    const Result<void> unlinked = i.fs.unlink(oldest->path);
+    if (unlinked.has_error() && unlinked.error().code != Errc::not_found) {
+      // Back with it: to remove the next one would leave a gap, and the next open takes a gap for damage.
+      MutexLock lock(i.mutex);
+      i.segments.insert(i.segments.begin(), oldest);
+      return unlinked.error();
     }
-    std::erase_if(i.cursors, [&](const Impl::Cursor& cursor) {
-      return std::find(old.begin(), old.end(), cursor.segment) != old.end();
-    });
-    const Txid first = i.segments.empty() ? Txid(0) : i.segments.front()->header.first;
-    while (!i.recent.empty() && listed_txid(i.recent.front().info) < first) i.recent.pop_front();
+    // One by one, so that what a crash leaves is always the newest part.
+    TRY(i.fs.sync_directory(i.dir));
+    ++count;
   }
-  TRY(i.remove_segments(old, ""));
-  return old.size();
+  return count;
 }
 
 }  // namespace sluice::storage

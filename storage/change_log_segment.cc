@@ -98,7 +98,7 @@ Result<std::optional<RecordWalker::Item>> RecordWalker::next() {
 
 Result<std::shared_ptr<File>> create_segment(FileSystem& fs, const std::string& dir,
                                              const log_format::SegmentHeader& header,
-                                             const RecordHeader* first_record) {
+                                             const RecordHeader* first_record, bool& named) {
   const std::string temporary = dir + "/segment.tmp";
   const std::string path = dir + "/" + log_format::segment_name(header.first);
   Bytes bytes(kSegmentHeaderSize + (first_record != nullptr ? kRecordHeaderSize : 0));
@@ -113,7 +113,12 @@ Result<std::shared_ptr<File>> create_segment(FileSystem& fs, const std::string& 
     TRY(file->write_at(0, bytes));
     TRY(file->sync_data());
   }
-  TRY(fs.rename(temporary, path));
+  if (const auto renamed = fs.rename(temporary, path); renamed.has_error()) {
+    const auto left = fs.exists(temporary);
+    named = left.has_error() || !*left;
+    return renamed.error();
+  }
+  named = true;
   TRY(fs.sync_directory(dir));
   TRY_ASSIGN(auto file, fs.open(path, {.write = true}));
   return std::shared_ptr<File>(std::move(file));
@@ -138,6 +143,7 @@ Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& s
   const std::uint64_t salt = segment.header.salt;
   RecoveredTail tail;
   tail.end = kSegmentHeaderSize;
+  tail.durable_offset = kSegmentHeaderSize;
   if (segment.header.previous) tail.last = segment.header.previous->last;
   Bytes head(kRecordHeaderSize);
   Bytes scratch;
@@ -159,6 +165,7 @@ Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& s
     segment.note_record(info.base ? info.post.txid : info.min_txid, tail.end);
     tail.last = info;
     tail.last_offset = tail.end;
+    tail.durable_offset = std::min(record->durable_offset, tail.end);
     tail.end = log_format::record_end(tail.end, info.length);
   }
   if (segment.header.starts_with_base && tail.last_offset == 0) {

@@ -61,10 +61,10 @@ class RecordWalker {
 
 /// Creates DIR/<first>.seg with `header` (and `first_record`, if given: a base record), durable under its
 /// name when this returns: written and synced under another name first, so that a .seg file is never without
-/// a valid header.
+/// a valid header. After an error `named` says whether the file may have its name nevertheless.
 Result<std::shared_ptr<File>> create_segment(FileSystem& fs, const std::string& dir,
                                              const log_format::SegmentHeader& header,
-                                             const log_format::RecordHeader* first_record);
+                                             const log_format::RecordHeader* first_record, bool& named);
 
 /// Reads and checks the header of the file at `path`, which must be named after its first TXID.
 Result<log_format::SegmentHeader> read_segment_header(const File& file);
@@ -74,6 +74,7 @@ struct RecoveredTail {
   std::uint64_t end = 0;
   std::optional<RecordInfo> last;
   std::uint64_t last_offset = 0;
+  std::uint64_t durable_offset = 0;  ///< everything before it was synced when the last record was written
   std::uint64_t cut_bytes = 0;  ///< not zero: there was a torn tail of so many bytes behind `end`
 };
 

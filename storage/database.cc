@@ -40,8 +40,7 @@ Result<void> Database::replay_log() {
   }
   const Txid checkpoint = from.checkpoint.txid;
   const bool reachable = checkpoint <= last->post.txid && checkpoint.next() >= log_->first_readable();
-  const auto known = log_->position_at(checkpoint);
-  if (!reachable || (known && *known != from.checkpoint)) {
+  if (!reachable || (checkpoint != Txid(0) && log_->position_at(checkpoint) != from.checkpoint)) {
     LOG_WARN("{}: page checksums are of {}, which the change log does not continue; they fill again page by page", name_,
              from.checkpoint);
     TRY(checksums_->reset());
@@ -144,14 +143,14 @@ Result<void> Database::rebase(const RecordInfo& base, FunctionRef<Checksum(Pgno)
   return {};
 }
 
-Result<void> Database::sync() {
-  TRY(log_->sync());
+Result<void> Database::sync(std::optional<Txid> content) {
+  TRY(log_->sync(content));
   if (DatabaseObserver* observer = observer_.load()) observer->on_durable(*this);
   return {};
 }
 
 Result<void> Database::maintain(const RetentionPolicy& policy, Checkpoint checkpoint) {
-  TRY(log_->sync());
+  TRY(log_->flush());
   Txid keep_from;
   {
     MutexLock lock(commit_mutex_);
@@ -159,7 +158,7 @@ Result<void> Database::maintain(const RetentionPolicy& policy, Checkpoint checkp
     const bool due = bytes < log_bytes_at_checkpoint_ ||
                      bytes - log_bytes_at_checkpoint_ >= options_.checkpoint_bytes;
     if (checkpoint == Checkpoint::now || (checkpoint == Checkpoint::if_due && due)) {
-      TRY(log_->sync());
+      TRY(log_->flush());
       const State now = state();
       if (now.pos.txid != Txid(0)) TRY(checksums_->checkpoint({now.pos, now.page_size, now.page_count}));
       log_bytes_at_checkpoint_ = bytes;

@@ -26,7 +26,7 @@ class DatabaseObserver {
   virtual ~DatabaseObserver() = default;
   /// A change set was appended to the log; it may not be durable yet.
   virtual void on_appended(Database& database) = 0;
-  /// The log is durable up to database.log().durable(); primary: the WAL holding it too (I2). Time to ship.
+  /// More may leave the node: everything up to database.log().durable() (I2). Time to ship.
   virtual void on_durable(Database& database) = 0;
 };
 
@@ -99,15 +99,18 @@ class Database {
   Result<void> finish_received(const RecordInfo& info, std::span<const PageSum> pages) REQUIRES(commit_mutex_);
 
   /// Starts over at a position whose content is the database file (snapshot installed, or a big file copied in): base
-  /// record, checksums from `sum_of` for pages 1…commit. Durable on return.
+  /// record, checksums from `sum_of` for pages 1…commit. Durable on return; what part of the content was read from a WAL
+  /// (base.wal) leaves the node after the next sync().
   Result<void> rebase(const RecordInfo& base, FunctionRef<Checksum(Pgno)> sum_of) REQUIRES(commit_mutex_);
 
-  /// Makes the log durable and tells the observer. Blocks on the disk; without the commit lock.
-  Result<void> sync() EXCLUDES(commit_mutex_, state_mutex_);
+  /// Makes the log durable, releases it up to `content` (default: all of it) and tells the observer. I2: on a primary the
+  /// caller has synced what these change sets were captured from. Blocks on the disk; without the commit lock.
+  Result<void> sync(std::optional<Txid> content = std::nullopt) EXCLUDES(commit_mutex_, state_mutex_);
   /// Whether maintain() may move the checkpoint of the page checksums: never on a replica (apply does, after a backfill).
   enum class Checkpoint { none, if_due, now };
   /// Syncs log and page checksums (if_due: when checkpoint_bytes of log came since the last time), then applies
-  /// retention to what the checkpoint no longer needs. Blocks on the disk.
+  /// retention to what the checkpoint no longer needs. Releases nothing: who knows of the primary's WAL does (I2). Blocks
+  /// on the disk.
   Result<void> maintain(const RetentionPolicy& policy, Checkpoint checkpoint)
       EXCLUDES(commit_mutex_, state_mutex_);
 

@@ -203,6 +203,26 @@ TEST_F(DatabaseTest, OpeningAgainGivesTheSamePositionAndChecksums) {
   }
 }
 
+// I2: maintenance knows nothing of the WAL that holds what was captured.
+TEST_F(DatabaseTest, MaintenanceReleasesNothing) {
+  for (std::uint32_t p = 1; p <= 6; ++p) fill(p, p);
+  ASSERT_TRUE(commit({}, 6)->has_value());
+  ASSERT_FALSE(database_->sync().has_error());
+  fill(2, 22);
+  ASSERT_TRUE(commit({2}, 6)->has_value());
+  fill(3, 33);
+  ASSERT_TRUE(commit({3}, 6)->has_value());
+  for (const auto checkpoint : {Database::Checkpoint::none, Database::Checkpoint::now}) {
+    ASSERT_FALSE(database_->maintain({}, checkpoint).has_error());
+    EXPECT_EQ(database_->log().durable(), Txid(1));
+    EXPECT_EQ(database_->log().synced(), Txid(1)) << "somebody still has to sync the WAL";
+  }
+  ASSERT_FALSE(database_->sync(Txid(2)).has_error());
+  EXPECT_EQ(database_->log().durable(), Txid(2));
+  ASSERT_FALSE(database_->sync().has_error());
+  EXPECT_EQ(database_->log().durable(), Txid(3));
+}
+
 TEST_F(DatabaseTest, LostSideFileFillsAgainFromOldContent) {
   for (std::uint32_t p = 1; p <= 6; ++p) fill(p, p);
   ASSERT_TRUE(commit({}, 6)->has_value());

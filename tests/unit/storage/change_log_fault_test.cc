@@ -84,6 +84,104 @@ TEST_F(ChangeLogFault, AFailedSyncWhileSealingIsForGood) {
   EXPECT_EQ(log->sync().error().code, Errc::io);
 }
 
+// The kernel marks pages clean that it could not write: the next process would read them and sync them without an error.
+TEST_F(ChangeLogFault, AfterAFailedSyncTheNextOpenWritesWhatMayBeMissing) {
+  auto log = open(fs_);
+  ASSERT_OK(append(*log, 1));
+  ASSERT_OK(log->sync());
+  ASSERT_OK(append(*log, 2));
+  fs_.fail(FileOp::sync, 1, EIO);
+  EXPECT_TRUE(log->sync().has_error());
+  log = nullptr;
+  FaultFileSystem healthy;
+  log = open(healthy);
+  EXPECT_EQ(healthy.count(FileOp::write), 1);
+  std::mt19937_64 random(1);
+  healthy.power_loss(random);
+  log = nullptr;
+  FaultFileSystem again;
+  log = open(again);
+  expect_holds(*log, 1, 2);
+  EXPECT_EQ(again.count(FileOp::write), 0) << "it is synced now";
+}
+
+// The file may have its name, and then the next open finds a newer generation than the one that would be appended to.
+TEST_F(ChangeLogFault, ABaseThatMayBeThereEndsTheLog) {
+  for (const auto& [op, n] : {std::pair(FileOp::sync_directory, 1), std::pair(FileOp::open, 2)}) {
+    std::filesystem::remove_all(dir());
+    FaultFileSystem fs;
+    auto log = open(fs);
+    ASSERT_OK(append(*log, 1));
+    ASSERT_OK(log->sync());
+    fs.fail(op, n, EMFILE);
+    EXPECT_TRUE(log->append_base(info_of(7)).has_error());
+    EXPECT_EQ(append(*log, 2).error().code, Errc::io) << "the next open would lose it";
+    EXPECT_TRUE(log->append_base(info_of(8)).has_error());
+    log = open(fs);
+    EXPECT_EQ(log->last()->post, pos_at(7));
+    ASSERT_OK(append(*log, 8));
+    ASSERT_OK(log->append_base(info_of(20)));
+    EXPECT_EQ(log->first_readable(), Txid(21));
+  }
+}
+
+TEST_F(ChangeLogFault, ABaseThatIsNotThereCostsNothing) {
+  for (const FileOp op : {FileOp::write, FileOp::sync, FileOp::rename}) {
+    std::filesystem::remove_all(dir());
+    FaultFileSystem fs;
+    auto log = open(fs);
+    ASSERT_OK(append(*log, 1));
+    fs.fail(op, 1, ENOSPC);
+    EXPECT_EQ(log->append_base(info_of(7)).error().code, Errc::no_space);
+    ASSERT_OK(append(*log, 2));
+    ASSERT_OK(log->sync());
+    log = open(fs);
+    expect_holds(*log, 1, 2);
+  }
+}
+
+TEST_F(ChangeLogFault, RetentionThatCannotDeleteLeavesNoGap) {
+  auto log = open(fs_, 2000);
+  for (std::uint64_t txid = 1; txid <= 100; ++txid) ASSERT_OK(append(*log, txid));
+  const RetentionPolicy nothing{.max_age_ms = 0, .max_bytes = 0};
+  fs_.fail(FileOp::unlink, 1, EIO);
+  EXPECT_TRUE(log->retain(nothing, Txid(30), 1'000'000'000).has_error());
+  expect_holds(*log, 1, 100);
+  fs_.fail(FileOp::unlink, 2, EIO);
+  EXPECT_TRUE(log->retain(nothing, Txid(60), 1'000'000'000).has_error());
+  const std::uint64_t first = log->first_readable().value();
+  EXPECT_GT(first, 1u);
+  expect_holds(*log, first, 100);
+  ASSERT_OK(log->retain(nothing, Txid(60), 1'000'000'000));
+  const std::uint64_t now = log->first_readable().value();
+  log = nullptr;
+  log = open(fs_, 2000);
+  ASSERT_NE(log, nullptr);
+  expect_holds(*log, now, 100);
+}
+
+TEST_F(ChangeLogFault, RemovalTakesAlongWhatFailuresLeft) {
+  const auto log = open(fs_);
+  ASSERT_OK(append(*log, 1));
+  fs_.fail(FileOp::write, 1, ENOSPC);
+  EXPECT_TRUE(log->append_base(info_of(7)).has_error());
+  EXPECT_TRUE(std::filesystem::exists(dir() + "/segment.tmp"));
+  ASSERT_OK(log->remove_all());
+  EXPECT_FALSE(std::filesystem::exists(dir()));
+  // Somebody who still has it cannot write into the log that takes its place.
+  const auto next = open(fs_);
+  ASSERT_OK(append(*next, 1));
+  EXPECT_EQ(append(*log, 1).error().code, Errc::not_found);
+  EXPECT_EQ(log->append_base(info_of(9)).error().code, Errc::not_found);
+  expect_holds(*next, 1, 1);
+}
+
+TEST_F(ChangeLogFault, ADirectoryThatWasNotSureToStayIsMadeSure) {
+  std::filesystem::create_directories(dir());
+  const auto log = open(fs_);
+  EXPECT_GE(fs_.count(FileOp::sync_directory), 1);
+}
+
 /// One history with everything in it; stops at the first error. What was durable, and what was appended at
 /// most.
 struct Reached {

@@ -203,7 +203,7 @@ TEST_F(ChangeLogTest, ABaseStartsTheLogOver) {
   for (const std::uint64_t base :
        {5000u, 40u, 1u}) {  // ahead, back into the old range, onto an existing file's name
     ASSERT_OK(log->append_base(info_of(base)));
-    EXPECT_EQ(log->durable(), Txid(base));
+    EXPECT_EQ(*log->sync(), Txid(base));
     for (int round = 0; round < 2; ++round) {
       EXPECT_EQ(files(), 1u);
       ASSERT_TRUE(log->last().has_value());
@@ -318,6 +318,40 @@ TEST_F(ChangeLogTest, SyncMakesTheAppendedDurable) {
   EXPECT_EQ(log->durable(), Txid(5));
   ASSERT_OK(log->sync());
   EXPECT_EQ(fs_.count(FileOp::sync), syncs + 1);  // the second one had nothing to do
+}
+
+// I2: on a primary a record may be on disk before the WAL that it was captured from.
+TEST_F(ChangeLogTest, OnlySyncReleases) {
+  auto log = open(500);
+  std::uint64_t txid = 0;
+  while (files() < 2) ASSERT_OK(append(*log, ++txid));  // sealing the first segment synced it
+  EXPECT_EQ(log->durable(), Txid(0));
+  EXPECT_EQ(log->synced(), Txid(0));
+  ASSERT_OK(log->flush());
+  EXPECT_EQ(log->durable(), Txid(0));
+  const int syncs = fs_.count(FileOp::sync);
+  EXPECT_EQ(*log->sync(Txid(2)), Txid(2));
+  EXPECT_EQ(log->durable(), Txid(2));
+  EXPECT_EQ(*log->sync(Txid(1)), Txid(2));
+  log->hold(Txid(3));
+  EXPECT_EQ(*log->sync(), Txid(txid));
+  EXPECT_EQ(log->synced(), Txid(txid));
+  EXPECT_EQ(log->durable(), Txid(2));
+  EXPECT_TRUE(log->release_hold());
+  EXPECT_EQ(log->durable(), Txid(txid));
+  EXPECT_EQ(fs_.count(FileOp::sync), syncs) << "it was on disk already";
+}
+
+TEST_F(ChangeLogTest, ABaseReadFromAWalIsReleasedBySync) {
+  const auto log = open();
+  for (std::uint64_t txid = 1; txid <= 9; ++txid) ASSERT_OK(append(*log, txid));
+  ASSERT_OK(log->append_base(info_of(7)));
+  EXPECT_EQ(log->durable(), Txid(6));
+  EXPECT_EQ(*log->sync(), Txid(7));
+  RecordInfo file_only = info_of(8);
+  file_only.wal = {};
+  ASSERT_OK(log->append_base(file_only));
+  EXPECT_EQ(log->durable(), Txid(8));
 }
 
 TEST_F(ChangeLogTest, OneSyncServesAllThatWait) {
