@@ -37,6 +37,7 @@ class MountImpl final : public Mount {
 
   storage::MountAccess& access() override { return access_; }
   Result<void> stop(int wait_ms) override EXCLUDES(stop_mutex_);
+  Result<UniqueFd> open_abort_file() const override { return fuse::open_abort_file(device_); }
   void on_session_end(std::function<void()> callback) override;
   void invalidate_virtual(const std::string& path) override;
   std::map<std::string, std::uint64_t> request_counts() const override { return session_->request_counts(); }

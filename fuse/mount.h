@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/errors.h"
+#include "base/fd.h"
 #include "base/thread_pool.h"
 #include "fuse/observer.h"
 #include "storage/mount_access.h"
@@ -40,6 +41,8 @@ class Mount {
   /// Unmounts. While clients have files open the mount point is busy: waits up to `wait_ms` (logging who), then detaches it
   /// (MNT_DETACH) and answers what still comes with ENODEV after stopping. Idempotent.
   virtual Result<void> stop(int wait_ms) = 0;
+  /// The switch that aborts the mount's connection from outside, see server/connection_watch.h.
+  virtual Result<UniqueFd> open_abort_file() const = 0;
   /// Called once, on a thread of the mount, when the session ended without stop(): somebody unmounted us.
   virtual void on_session_end(std::function<void()> callback) = 0;
 

@@ -20,6 +20,8 @@
 #include <sstream>
 #include <string_view>
 
+#include "base/log.h"
+
 namespace sluice::fuse {
 namespace {
 
@@ -112,19 +114,22 @@ bool process_uses(const std::string& proc, const std::string& path, dev_t device
   return false;
 }
 
-bool write_one(int fd) {
-  const bool ok = fd >= 0 && ::write(fd, "1", 1) == 1;
-  if (fd >= 0) ::close(fd);
-  return ok;
+// A node that was killed leaves its mount behind; nobody can do anything in it any more.
+Result<void> detach_if_dead(const std::string& path) {
+  struct stat st {};
+  if (::stat(path.c_str(), &st) == 0 || (errno != ENOTCONN && errno != ECONNABORTED)) return boost::system::in_place_value;
+  if (mounted_at(path).type != kType) return bad_mount_point(path, fmt::format("a dead mount is there; remove it with: umount -l {}", path));
+  LOG_INFO("detaching the mount that a dead node left at {}", path);
+  if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) != 0) return errno_error("umount " + path, errno);
+  return boost::system::in_place_value;
 }
 
 }  // namespace
 
 Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir) {
+  TRY(detach_if_dead(path));
   struct stat st {};
   if (::stat(path.c_str(), &st) != 0) {
-    if (errno == ENOTCONN || errno == ECONNABORTED)
-      return bad_mount_point(path, fmt::format("a dead mount is still there; remove it with: umount -l {}", path));
     if (errno == ENOENT) return bad_mount_point(path, "no such directory; create it first");
     return errno_error("mount point " + path, errno);
   }
@@ -178,14 +183,24 @@ Result<void> unmount(const std::string& path, dev_t device, bool detach) {
   return errno_error("umount " + path, errno);
 }
 
-bool abort_connection(dev_t device) {
+Result<UniqueFd> open_abort_file(dev_t device) {
   const std::string file = fmt::format("{}/abort", minor(device));
-  if (write_one(::open(("/sys/fs/fuse/connections/" + file).c_str(), O_WRONLY | O_CLOEXEC))) return true;
+  UniqueFd found(::open(("/sys/fs/fuse/connections/" + file).c_str(), O_WRONLY | O_CLOEXEC));
+  if (found) return found;
   // Where fusectl is not mounted (containers), a private instance of it does: attached nowhere, gone with the descriptor.
   const UniqueFd context(::fsopen("fusectl", FSOPEN_CLOEXEC));
-  if (!context || ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) return false;
+  if (!context || ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
+    return errno_error("open fusectl", errno);
   const UniqueFd control(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
-  return control && write_one(::openat(control.get(), file.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!control) return errno_error("mount fusectl", errno);
+  found = UniqueFd(::openat(control.get(), file.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!found) return errno_error("open fusectl's " + file, errno);
+  return found;
+}
+
+bool abort_connection(dev_t device) {
+  const auto file = open_abort_file(device);
+  return file.has_value() && ::write(file->get(), "1", 1) == 1;
 }
 
 std::string mount_users(const std::string& path, dev_t device) {

@@ -10,8 +10,8 @@
 
 namespace sluice::fuse {
 
-/// Checks what must hold before mounting and returns the absolute path. Errc::invalid_argument: missing, no directory, not
-/// empty, a mount of ours already (alive or dead), or nested with `backing_dir` (absolute).
+/// Checks what must hold before mounting and returns the absolute path. A mount of ours whose node is dead is detached.
+/// Errc::invalid_argument: missing, no directory, not empty, a live mount of ours, or nested with `backing_dir` (absolute).
 Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir);
 
 /// Opens /dev/fuse and mounts it at `path`; the returned descriptor is the connection. Errc::unsupported: no /dev/fuse, no
@@ -24,6 +24,9 @@ Result<dev_t> device_of(const std::string& path);
 /// umount(2) if `device` is what is mounted at `path` (nothing to do otherwise). Errc::busy while files are open.
 Result<void> unmount(const std::string& path, dev_t device, bool detach);
 
+/// The kernel's switch for the connection (fusectl): a "1" written to it aborts, also later and from another process, and
+/// never a connection that has the same number after ours is gone.
+Result<UniqueFd> open_abort_file(dev_t device);
 /// Cuts the connection: every request in the kernel fails, workers' reads end. False if the kernel gave no way to.
 bool abort_connection(dev_t device);
 

@@ -20,6 +20,7 @@ namespace sluice::server {
 namespace {
 
 constexpr auto kRestoreDeadline = std::chrono::hours(6);
+constexpr auto kOpenDeadline = std::chrono::minutes(10);
 
 struct Attributes {
   Attributes() {
@@ -39,9 +40,9 @@ struct Attributes {
 };
 
 // What the child prints until it closes the pipe, i.e. ends. Nothing: cancelled or over time.
-std::optional<std::string> read_until_end(int fd, const std::function<bool()>& cancelled) {
+std::optional<std::string> read_until_end(int fd, std::chrono::seconds limit, const std::function<bool()>& cancelled) {
   std::string text;
-  const auto deadline = std::chrono::steady_clock::now() + kRestoreDeadline;
+  const auto deadline = std::chrono::steady_clock::now() + limit;
   while (std::chrono::steady_clock::now() < deadline && !(cancelled && cancelled())) {
     pollfd wait{fd, POLLIN, 0};
     if (::poll(&wait, 1, 250) <= 0) continue;  // the timeout is for `cancelled`
@@ -54,7 +55,8 @@ std::optional<std::string> read_until_end(int fd, const std::function<bool()>& c
 }
 
 // Runs `sluice ARGUMENTS…`; its message if it fails.
-Result<void> run_sluice(std::vector<std::string> arguments, const std::function<bool()>& cancelled) {
+Result<void> run_sluice(std::vector<std::string> arguments, std::chrono::seconds limit,
+                        const std::function<bool()>& cancelled) {
   const std::string what = "sluice " + arguments.front();
   std::array<int, 2> ends{};
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) return errno_error("pipe", errno);
@@ -71,13 +73,13 @@ Result<void> run_sluice(std::vector<std::string> arguments, const std::function<
       ::posix_spawn(&pid, "/proc/self/exe", &spawn.actions, &spawn.attributes, argv.data(), environ);
   if (rc != 0) return errno_error("start " + what, rc);
   write_end.reset();
-  const auto text = read_until_end(read_end.get(), cancelled);
+  const auto text = read_until_end(read_end.get(), limit, cancelled);
   if (!text) ::kill(pid, SIGKILL);  // SQLite's journal undoes what was begun
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0) {
     if (errno != EINTR) return errno_error("wait for " + what, errno);
   }
-  if (!text) return make_error(Errc::cancelled, what + " was stopped; the database is as before");
+  if (!text) return make_error(Errc::cancelled, what + " was stopped or took too long; the database is as before");
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {};
   std::string message = *text;
   while (!message.empty() && message.back() == '\n') message.pop_back();
@@ -90,11 +92,11 @@ Result<void> run_sluice(std::vector<std::string> arguments, const std::function<
 
 Result<void> restore_in_child(const std::string& source, const std::string& destination,
                               const std::function<bool()>& cancelled) {
-  return run_sluice({"internal-restore", source, destination}, cancelled);
+  return run_sluice({"internal-restore", source, destination}, kRestoreDeadline, cancelled);
 }
 
-Result<void> open_in_child(const std::string& path) {
-  return run_sluice({"internal-open", path}, {});
+Result<void> open_in_child(const std::string& path, const std::function<bool()>& cancelled) {
+  return run_sluice({"internal-open", path}, kOpenDeadline, cancelled);
 }
 
 }  // namespace sluice::server

@@ -41,7 +41,7 @@ Result<void> restore_in_child(const std::string& source, const std::string& dest
 /// What `sluice internal-open PATH` does: opens and reads the database as any client would, which rolls a hot
 /// journal back.
 Result<void> open_database(const std::string& path);
-/// open_database in a child process.
-Result<void> open_in_child(const std::string& path);
+/// open_database in a child process, for as long as the rollback of a large transaction may take.
+Result<void> open_in_child(const std::string& path, const std::function<bool()>& cancelled);
 
 }  // namespace sluice::server

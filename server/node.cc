@@ -15,6 +15,7 @@
 #include "fuse/mount.h"
 #include "fuse/write_guard.h"
 #include "server/api.h"
+#include "server/connection_watch.h"
 #include "server/database_files.h"
 #include "server/role_change.h"
 #include "server/virtual_files.h"
@@ -159,6 +160,7 @@ class NodeImpl final : public Node {
   std::atomic<storage::Replica*> live_replica_{nullptr};
   std::atomic<replication::Subscriber*> live_subscriber_{nullptr};
   bool stopped_ = false;
+  std::atomic<bool> stopping_{false};
 };
 
 Result<void> NodeImpl::start() {
@@ -229,6 +231,10 @@ Result<void> NodeImpl::mount(fuse::Observer& observer) {
   options.allow_other = config_.allow_other;
   options.io = config_.io == IoChoice::native ? fuse::IoPath::native : fuse::IoPath::automatic;
   TRY_ASSIGN(mount_, fuse::Mount::start(options, observer, *files_, pool_));
+  auto abort_file = mount_->open_abort_file();
+  const Result<void> watched =
+      abort_file.has_error() ? Result<void>(abort_file.error()) : start_connection_watch(std::move(*abort_file));
+  if (watched.has_error()) LOG_WARN("nothing watches the connection should this node be killed: {}", watched.error().to_string());
   mount_->on_session_end([fd = ended_.get()] {
     const std::uint64_t one = 1;
     if (::write(fd, &one, sizeof one) != static_cast<ssize_t>(sizeof one))
@@ -248,7 +254,7 @@ Result<void> NodeImpl::start_primary() {
   fuse::CaptureOptions capture_options;
   capture_options.epoch = epoch_;
   capture_options.recover_client = [this](const std::string& database) {
-    return open_in_child(config_.mountpoint + "/" + database);
+    return open_in_child(config_.mountpoint + "/" + database, [this] { return stopping_.load(); });
   };
   capture_ = fuse::Capture::create(*store_, pool_, capture_options);
   TRY(capture_->recover());
@@ -363,6 +369,7 @@ NodeStatus NodeImpl::status() const {
 // which lets capture or apply finish what clients did → log and checksums made durable → store and its lock.
 Result<void> NodeImpl::stop() {
   if (std::exchange(stopped_, true)) return {};
+  stopping_ = true;
   Result<void> first;
   const auto keep = [&first](Result<void> result) {
     if (result.has_error() && !first.has_error()) first = std::move(result);

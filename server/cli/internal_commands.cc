@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "server/cli/commands.h"
+#include "server/connection_watch.h"
 #include "server/database_files.h"
 
 namespace sluice::server {
@@ -27,6 +28,16 @@ void add_internal_commands(CLI::App& app, Command& selected) {
       const auto opened = open_database(paths->first);
       if (opened.has_error()) print_error(opened.error().to_string());
       return opened.has_error() ? kExitFailure : kExitOk;
+    };
+  });
+  auto* watch = app.add_subcommand("internal-watch", "Abort the mount of PROCESS if it is killed and does not end")->group("");
+  auto process = std::make_shared<int>(0);
+  watch->add_option("PROCESS", *process)->required();
+  watch->callback([process, &selected] {
+    selected = [process]() -> int {
+      const auto watched = watch_connection(*process);
+      if (watched.has_error()) print_error(watched.error().to_string());
+      return watched.has_error() ? kExitFailure : kExitOk;
     };
   });
 }

@@ -85,8 +85,7 @@ class Node:
         return os.path.join(self.mount, database)
 
     def start(self, seconds=60):
-        """Starts the daemon and waits until it serves the mount and its API."""
-        detach(self.mount)
+        """Starts the daemon and waits until it serves the mount and its API. Replaces the mount that kill() left."""
         command = [self.binary, "mount", "--data", self.data, "--listen", f"127.0.0.1:{self.port}"]
         if self.primary_url:
             command += ["--primary-url", self.primary_url]
@@ -119,7 +118,7 @@ class Node:
         return True
 
     def kill(self):
-        """SIGKILL. The mount stays behind, dead; see detach_dead()."""
+        """SIGKILL. The mount stays behind, dead; see start() and detach_dead()."""
         if self.process is not None and self.process.poll() is None:
             self.alive()
             self.process.kill()

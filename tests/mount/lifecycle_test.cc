@@ -47,18 +47,29 @@ TEST_F(LifecycleTest, RefusesBadMountPoints) {
   EXPECT_THAT(start_error(o), HasSubstr("plain I/O path"));
 }
 
-TEST_F(LifecycleTest, DeadMountIsNamedWithItsCure) {
-  const std::string dead = directory_ + "/dead";
-  std::filesystem::create_directory(dead);
-  {
-    UniqueFd device(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
-    const std::string data = "fd=" + std::to_string(device.get()) + ",rootmode=40000,user_id=0,group_id=0";
-    ASSERT_EQ(::mount("x", dead.c_str(), "fuse.sluice", 0, data.c_str()), 0);
-  }
+void leave_dead_mount(const std::string& path, const char* type) {
+  std::filesystem::create_directory(path);
+  const UniqueFd device(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
+  const std::string data = "fd=" + std::to_string(device.get()) + ",rootmode=40000,user_id=0,group_id=0";
+  ASSERT_EQ(::mount("x", path.c_str(), type, 0, data.c_str()), 0);
+}
+
+TEST_F(LifecycleTest, ReplacesTheMountOfADeadNode) {
   MountOptions o = options();
-  o.mountpoint = dead;
-  EXPECT_THAT(start_error(o), HasSubstr("umount -l " + dead));
-  ::umount2(dead.c_str(), MNT_DETACH);
+  o.mountpoint = directory_ + "/dead";
+  leave_dead_mount(o.mountpoint, "fuse.sluice");
+  auto mount = Mount::start(o, observer_, virtual_files_, *pool_);
+  ASSERT_TRUE(mount) << mount.error().message;
+  EXPECT_TRUE((*mount)->stop(1000));
+  EXPECT_TRUE(std::filesystem::is_empty(o.mountpoint));  // nothing is mounted below either
+}
+
+TEST_F(LifecycleTest, ForeignDeadMountIsNamedWithItsCure) {
+  MountOptions o = options();
+  o.mountpoint = directory_ + "/dead";
+  leave_dead_mount(o.mountpoint, "fuse.other");
+  EXPECT_THAT(start_error(o), HasSubstr("umount -l " + o.mountpoint));
+  ::umount2(o.mountpoint.c_str(), MNT_DETACH);
 }
 
 TEST_F(LifecycleTest, NeedsCapabilityAndSaysSo) {

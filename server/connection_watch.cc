@@ -1,0 +1,80 @@
+#include "server/connection_watch.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <fstream>
+#include <string>
+
+#include "base/log.h"
+
+extern char** environ;
+
+namespace sluice::server {
+namespace {
+
+// A daemon that is on its way out needs no help; a large one takes a moment to give its memory back.
+constexpr int kGrace_ms = 250;
+constexpr int kAttempts = 100;
+
+// The main thread has ended: it stays as a zombie for as long as other threads of the process live.
+bool is_dead(int process) {
+  std::ifstream in("/proc/" + std::to_string(process) + "/stat");
+  std::string line;
+  if (!std::getline(in, line)) return true;
+  const std::size_t name_end = line.rfind(')');  // the name may contain anything
+  return name_end != std::string::npos && name_end + 2 < line.size() && line[name_end + 2] == 'Z';
+}
+
+}  // namespace
+
+Result<void> start_connection_watch(UniqueFd abort_file) {
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, abort_file.get(), kWatchedConnection);
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  sigset_t blocked;
+  sigfillset(&blocked);  // the terminal's and the service manager's signals are for the daemon
+  posix_spawnattr_setsigmask(&attributes, &blocked);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  std::string name = "sluice";
+  std::string command = "internal-watch";
+  std::string parent = std::to_string(::getpid());
+  const std::array<char*, 4> argv = {name.data(), command.data(), parent.data(), nullptr};
+  pid_t pid = 0;
+  const int rc = ::posix_spawn(&pid, "/proc/self/exe", &actions, &attributes, argv.data(), environ);
+  posix_spawnattr_destroy(&attributes);
+  posix_spawn_file_actions_destroy(&actions);
+  if (rc != 0) return errno_error("start sluice internal-watch", rc);
+  return {};
+}
+
+Result<void> watch_connection(int parent) {
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, parent, 0)));
+  if (!process) return errno == ESRCH ? Result<void>() : errno_error("pidfd_open", errno);
+  sigset_t told;
+  sigemptyset(&told);
+  sigaddset(&told, SIGUSR1);
+  // Comes when the daemon's main thread ends, which is before the process has ended as a whole.
+  if (::prctl(PR_SET_PDEATHSIG, SIGUSR1) != 0) return errno_error("prctl(PR_SET_PDEATHSIG)", errno);
+  while (::getppid() == parent && !is_dead(parent) && ::sigwaitinfo(&told, nullptr) < 0) {
+    if (errno != EINTR) return errno_error("sigwaitinfo", errno);
+  }
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    pollfd ended{process.get(), POLLIN, 0};
+    if (::poll(&ended, 1, kGrace_ms) > 0) return {};
+    LOG_WARN("sluice (process {}) was killed and cannot end while it waits for its own mount: aborting the connection", parent);
+    if (::write(kWatchedConnection, "1", 1) < 0 && errno != ENOENT) return errno_error("abort the connection", errno);
+  }
+  return make_error(Errc::deadline, "process " + std::to_string(parent) + " does not end");
+}
+
+}  // namespace sluice::server
