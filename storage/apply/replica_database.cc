@@ -41,7 +41,18 @@ Pos LiveReplicaDatabase::applied() const {
 void LiveReplicaDatabase::set_applied(const Pos& pos) {
   MutexLock lock(state_mutex_);
   applied_ = pos;
-  failure_.reset();
+}
+
+std::uint64_t LiveReplicaDatabase::failures() const {
+  MutexLock lock(state_mutex_);
+  return failures_;
+}
+
+// Every page was written since `failures_before` was read: only a failure after that is still one. A checkpoint may fail at
+// any time beside whoever installs; that is why nothing but this takes a failure back.
+void LiveReplicaDatabase::heal(std::uint64_t failures_before) {
+  MutexLock lock(state_mutex_);
+  if (failures_ == failures_before) failure_.reset();
 }
 
 bool LiveReplicaDatabase::failed() const {
@@ -53,6 +64,7 @@ void LiveReplicaDatabase::fail(const std::string& why) {
   LOG_ERROR("{}: {}; needs a snapshot from the primary", name_, why);
   MutexLock lock(state_mutex_);
   failure_ = why;
+  ++failures_;
 }
 
 // ---- opening and closing ----

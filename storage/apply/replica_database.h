@@ -93,6 +93,8 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   void restart_wal_if_due() REQUIRES(apply_mutex_);
   void after_apply() REQUIRES(apply_mutex_);
   void fail(const std::string& why) EXCLUDES(state_mutex_);
+  std::uint64_t failures() const EXCLUDES(state_mutex_);
+  void heal(std::uint64_t failures_before) EXCLUDES(state_mutex_);
   bool failed() const EXCLUDES(state_mutex_);
   void set_applied(const Pos& pos) EXCLUDES(state_mutex_);
   Result<void> read_page(Pgno pgno, ByteSpan out) override;
@@ -155,6 +157,7 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
 
   mutable Mutex state_mutex_;
   std::optional<std::string> failure_ GUARDED_BY(state_mutex_);
+  std::uint64_t failures_ GUARDED_BY(state_mutex_) = 0;
   Pos applied_ GUARDED_BY(state_mutex_);
 };
 

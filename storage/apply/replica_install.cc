@@ -165,6 +165,7 @@ Result<void> LiveReplicaDatabase::install_snapshot(const SnapshotEnd& end) {
     return make_error(Errc::stale_epoch, fmt::format("of epoch {}, the newest seen is {}", end.epoch, database_->epoch()));
   }
   if (end.pos.txid == Txid(0)) return make_error(Errc::corrupt, "has no position");
+  const std::uint64_t failures_before = failures();
   Result<void> installed;
   if (end.commit == 0) {
     installed = install_deletion(end);
@@ -182,6 +183,7 @@ Result<void> LiveReplicaDatabase::install_snapshot(const SnapshotEnd& end) {
   if (installed.has_error()) return installed;
   LOG_INFO("{}: installed the snapshot at {}", name_, end.pos);
   set_applied(end.pos);
+  heal(failures_before);
   if (live_) after_apply();
   return {};
 }
@@ -336,8 +338,10 @@ Result<void> LiveReplicaDatabase::put_in_place(const std::string& image, std::ui
 }
 
 Result<void> LiveReplicaDatabase::take_away() {
-  TRY(placement_.remove(name_));
+  const Result<void> removed = placement_.remove(name_);
+  // Also when not all of it is gone: what is open may have no name any more, and must not take a snapshot.
   detach();
+  TRY(removed);
   MutexLock lock(checkpoint_mutex_);
   installed_.reset();
   return SnapshotFiles::clean(context_.store.fs(), install_directory(context_.store), escape_name(name_), true);
