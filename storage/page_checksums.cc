@@ -230,9 +230,12 @@ Result<void> PageChecksums::truncate(std::uint32_t page_count) {
   const std::uint64_t blocks_kept = (page_count + kEntriesPerBlock - 1) / kEntriesPerBlock;
   // The file's end goes back and forth over whole blocks, which leaves a hole; the rest of a block is set to
   // zero.
+  // Should the second step fail, nobody may touch what is then behind the file's end (SIGBUS).
+  capacity_.store(std::min(capacity, blocks_kept * kEntriesPerBlock), std::memory_order_release);
+  std::fill(allocated_.begin() + static_cast<std::ptrdiff_t>(blocks_kept), allocated_.end(), false);
   TRY(file_->truncate(kEntriesAt + blocks_kept * kBlockSize));
   TRY(file_->truncate(kEntriesAt + capacity * 8));
-  std::fill(allocated_.begin() + static_cast<std::ptrdiff_t>(blocks_kept), allocated_.end(), false);
+  capacity_.store(capacity, std::memory_order_release);
   const std::uint64_t* const entries = entries_.load(std::memory_order_relaxed);
   const std::uint64_t end = std::min(blocks_kept * kEntriesPerBlock, capacity);
   for (std::uint64_t i = page_count; i < end; ++i) {

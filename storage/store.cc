@@ -14,7 +14,8 @@ namespace {
 
 constexpr std::int64_t kFormat = 1;
 constexpr std::uint64_t kMaxNodeFile = 64 * 1024;
-constexpr std::size_t kMaxFileName = 255;
+/// File systems take 255 bytes; the log's and the checksums' name gets prefixes and suffixes in tmp/, install/, lost+found/.
+constexpr std::size_t kMaxEscapedName = 220;
 
 std::string_view role_name(Role role) {
   return role == Role::primary ? "primary" : "replica";
@@ -103,7 +104,7 @@ Result<void> Store::make_layout() {
   const std::string& data = options_.data_dir;
   TRY_ASSIGN(const bool existed, fs_.exists(data));
   TRY(fs_.make_directories(data));
-  for (const std::string& dir : {fs_dir(), log_root(), checksums_root(), tmp_dir(), lost_found_dir()}) {
+  for (const std::string& dir : {fs_dir(), log_root(), checksums_root(), tmp_dir(), lost_found_dir(), data + "/install"}) {
     TRY(fs_.make_directories(dir));
   }
   TRY(fs_.sync_directory(data));
@@ -129,8 +130,9 @@ Result<void> Store::lock_directory() {
                                   options_.data_dir, pid));
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
-  if (::ftruncate(fd.get(), 0) != 0 ||
-      ::pwrite(fd.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+  // In place: a full disk has no room for a file that was emptied first.
+  if (::pwrite(fd.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()) ||
+      ::ftruncate(fd.get(), static_cast<off_t>(pid.size())) != 0) {
     return errno_error("write " + path, errno);
   }
   lock_ = std::move(fd);
@@ -180,7 +182,7 @@ Result<void> Store::set_last_role(Role role) {
 Result<void> Store::clear_tmp() {
   TRY_ASSIGN(const auto entries, fs_.list(tmp_dir()));
   for (const DirEntry& entry : entries) {
-    if (!entry.is_directory) TRY(fs_.unlink(tmp_dir() + "/" + entry.name));
+    if (!entry.is_directory && !entry.name.starts_with(kKeptInTmp)) TRY(fs_.unlink(tmp_dir() + "/" + entry.name));
   }
   return {};
 }
@@ -210,10 +212,10 @@ Result<std::shared_ptr<Database>> Store::open_database(const std::string& name) 
   if (auto database = find(name)) return database;
   TRY(check_database_name(name));
   const std::string escaped = escape_name(name);
-  if (escaped.size() > kMaxFileName) {
+  if (escaped.size() > kMaxEscapedName) {
     return make_error(Errc::too_large,
                       fmt::format("database name {} is longer than {} bytes when '/' and '%' count three",
-                                  name, kMaxFileName));
+                                  name, kMaxEscapedName));
   }
   MutexLock opening(opening_mutex_);
   if (auto database = find(name)) return database;

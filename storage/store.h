@@ -14,6 +14,9 @@ namespace sluice::storage {
 
 enum class Role { primary, replica };
 
+/// Files of DATA/tmp/ with this prefix outlive the daemon: capture's notes of writes that it has not captured yet.
+inline constexpr std::string_view kKeptInTmp = "unjournaled-";
+
 struct StoreOptions {
   std::string data_dir;
   Database::Options database;
@@ -22,7 +25,8 @@ struct StoreOptions {
 
 /// Layout: DATA/lock (held by an open-file-description lock, with the pid as text), DATA/node.json (identity,
 /// format version, last role), DATA/fs/ (backing tree), DATA/log/<name>/…seg, DATA/checksums/<name>,
-/// DATA/tmp/, DATA/lost+found/. <name> is the database's path with '%' and '/' percent-encoded. Thread-safe.
+/// DATA/install/ (storage/apply/snapshot_files.h), DATA/tmp/ (emptied at open but for kKeptInTmp…),
+/// DATA/lost+found/. <name> is the database's path with '%' and '/' percent-encoded. Thread-safe.
 class Store {
  public:
   /// Creates the directory if missing, takes DATA/lock (Errc::in_use names the holder's pid), reads node.json
@@ -38,7 +42,7 @@ class Store {
 
   std::shared_ptr<Database> find(const std::string& name) const EXCLUDES(mutex_);
   /// Opens or creates. Errc::invalid_argument for a name that is not a clean relative path, Errc::too_large
-  /// for one whose escaped form is no file name (over 255 bytes).
+  /// for one whose escaped form leaves no room for a suffix in a file name (over 220 bytes).
   Result<std::shared_ptr<Database>> open_database(const std::string& name) EXCLUDES(opening_mutex_, mutex_);
   /// Sorted by name.
   std::vector<std::shared_ptr<Database>> list() const EXCLUDES(mutex_);

@@ -43,6 +43,17 @@ TEST_F(ApplyInstall, NewDatabaseInNewDirectories) {
   EXPECT_GE(node.access().forgotten_entries, 3) << "negative entries must go";
 }
 
+TEST_F(ApplyInstall, TheLongestNameHasRoomForItsSuffixes) {
+  const std::string name(220, 'x');
+  create_accounts(source.sql(), 100);
+  ASSERT_TRUE(node.apply(name, source.next()).has_value());
+  transfer(source.sql(), 1);
+  source.next();
+  ASSERT_TRUE(node.snapshot(name, source).has_value());
+  EXPECT_EQ(difference(node.path(name), source.content()), "");
+  ASSERT_TRUE(node.replica().discard(name).has_value());
+}
+
 TEST_F(ApplyInstall, LocalFilesInTheWayAreKeptAside) {
   std::ofstream(node.path("app.db")) << "my notes";
   std::ofstream(node.path("tenants")) << "a file where a directory comes";

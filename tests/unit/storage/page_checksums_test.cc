@@ -173,6 +173,18 @@ TEST_F(PageChecksumsTest, ATornStateLeavesTheOneBefore) {
   EXPECT_EQ(torn, 64);
 }
 
+TEST_F(PageChecksumsTest, AFileThatStaysCutShortIsNotTouchedBehindItsEnd) {
+  const auto checksums = open();
+  for (const std::uint32_t page : {1u, 20'000u, 100'000u}) ASSERT_OK(checksums->set(Pgno(page), sum_of(page)));
+  fs_.fail(FileOp::truncate, 2, EIO);  // shorter, and then not as long as before
+  EXPECT_TRUE(checksums->truncate(10).has_error());
+  EXPECT_EQ(checksums->get(Pgno(1)), sum_of(1));
+  EXPECT_EQ(checksums->get(Pgno(100'000)), Checksum{});
+  ASSERT_OK(checksums->set(Pgno(100'000), sum_of(7)));
+  EXPECT_EQ(checksums->get(Pgno(100'000)), sum_of(7));
+  EXPECT_EQ(checksums->get(Pgno(20'000)), Checksum{});
+}
+
 TEST_F(PageChecksumsTest, WithoutAnyHeaderTheyAreCorrupt) {
   open();
   overwrite(0, Bytes(4096, std::byte{0x77}));
