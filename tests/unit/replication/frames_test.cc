@@ -65,6 +65,30 @@ TEST(Frames, ChangeSetSurvives) {
   EXPECT_TRUE(frame->payload_intact);
 }
 
+// File names are bytes, and messages quote them: one of them must not make a frame unreadable.
+TEST(Frames, TextsNeedNotBeUtf8) {
+  const std::string odd = "caf\xe9 \xff\xfe.db";
+  const Positions positions{{{odd, {Txid(1), Checksum(2)}, Epoch(3), false}}, true};
+  const std::vector<Message> all = {positions,
+                                    Hello{1, 1, NodeId(5), odd},
+                                    Welcome{1, NodeId(6), odd, Epoch(1), 4096},
+                                    DatabaseStart{1, odd, 0, {}, false, {}},
+                                    DatabaseUnknown{odd},
+                                    SnapshotAbort{1, odd},
+                                    ResyncRequest{odd, 1, {}, false, odd},
+                                    ErrorFrame{WireError::internal, odd},
+                                    Goodbye{odd}};
+  for (const Message& message : all) {
+    FrameReader reader;
+    const auto frame = read_one(reader, encode(message));
+    ASSERT_TRUE(frame.has_value()) << kind_name(message) << ": " << frame.error().message;
+    EXPECT_EQ(kind_name(frame->message), kind_name(message));
+  }
+  FrameReader reader;
+  const auto frame = read_one(reader, encode(DatabaseUnknown{odd}));
+  EXPECT_EQ(std::get<DatabaseUnknown>(frame->message).name, odd);
+}
+
 TEST(Frames, EveryKindSurvives) {
   const Positions positions{{{"a/b.db", {Txid(1), Checksum(2)}, Epoch(3), true}}, true};
   const std::vector<Message> all = {
