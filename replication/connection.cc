@@ -5,6 +5,7 @@
 
 #include <array>
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/completion_condition.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -59,6 +60,7 @@ struct Connection::Impl {
   std::size_t writing = 0;  // buffers of the write in flight
   bool flushing = false;
   MonotonicTime heard = std::chrono::steady_clock::now();
+  MonotonicTime taken = heard;  // when the peer last took something, or the queue began
   std::uint64_t received = 0;
   std::uint64_t sent = 0;
 };
@@ -136,6 +138,7 @@ bool Connection::deliver() {
 
 void Connection::send(Buffer buffer) {
   if (impl_->handler == nullptr || buffer->empty()) return;
+  if (impl_->queue.empty()) impl_->taken = std::chrono::steady_clock::now();
   impl_->queued += buffer->size();
   impl_->queue.push_back(std::move(buffer));
   if (impl_->writing == 0) write();
@@ -161,7 +164,12 @@ void Connection::write() {
     if (impl.handler != nullptr) impl.handler->on_written();
     self->finish_if_flushed();
   };
-  asio::async_write(c.socket, buffers, done);
+  // A slow peer takes long for all of it: what counts is that it takes anything.
+  const auto progress = [self = shared_from_this()](const boost::system::error_code& error, std::size_t bytes) {
+    if (bytes != 0) self->impl_->taken = std::chrono::steady_clock::now();
+    return asio::transfer_all()(error, bytes);
+  };
+  asio::async_write(c.socket, buffers, progress, done);
 }
 
 std::size_t Connection::queued_bytes() const { return impl_->queued; }
@@ -197,6 +205,9 @@ void Connection::fail(Error error) {
 }
 
 MonotonicTime Connection::last_heard() const { return impl_->heard; }
+Duration Connection::write_stalled() const {
+  return impl_->queue.empty() ? Duration::zero() : Duration(std::chrono::steady_clock::now() - impl_->taken);
+}
 std::uint64_t Connection::bytes_received() const { return impl_->received; }
 std::uint64_t Connection::bytes_sent() const { return impl_->sent; }
 

@@ -55,6 +55,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void close_after(const Message& last);
 
   MonotonicTime last_heard() const;
+  /// How long the peer has taken nothing of what is queued; zero: nothing is.
+  Duration write_stalled() const;
   std::uint64_t bytes_received() const;
   std::uint64_t bytes_sent() const;
 

@@ -1,5 +1,6 @@
 #include "replication/database_feed.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace sluice::replication {
@@ -30,6 +31,7 @@ DatabaseFeed::DatabaseFeed(FeedContext& context, std::string name,
   status_.logged = database_->logged();
   status_.applied = database_->applied().txid;
   status_.epoch = database_->epoch();
+  status_.unsynced = true;  // how much of it is durable is not known before the first sync
 }
 
 std::uint64_t DatabaseFeed::restart() {
@@ -38,7 +40,7 @@ std::uint64_t DatabaseFeed::restart() {
   std::erase_if(queue_, [](const Item& item) { return !std::holds_alternative<DatabaseUnknown>(item.message); });
   queued_cost_ = 0;
   const std::uint64_t generation = ++status_.generation;
-  status_.consumed = 0;
+  status_.consumed = status_.installed = 0;
   status_.failure.reset();
   if (std::exchange(touched_, false)) {
     abort_ = true;
@@ -70,8 +72,8 @@ void DatabaseFeed::request_sync() {
   if (!status_.unsynced || syncing_ || !shared_ || !context_.gate.enter()) return;
   syncing_ = true;
   status_.unsynced = false;
-  auto task = [self = shared_from_this(), database = shared_] {
-    self->sync(*database);
+  auto task = [self = shared_from_this(), database = shared_, lineage = lineage_] {
+    self->sync(*database, lineage);
     self->context_.gate.leave();
   };
   if (context_.pool.post(std::move(task))) return;
@@ -140,6 +142,7 @@ bool DatabaseFeed::drain_one() {
 
 void DatabaseFeed::work_off(Item item) {
   const Txid before = database_ ? database_->applied().txid : Txid(0);
+  const bool snapshot = std::holds_alternative<SnapshotDone>(item.message);
   Result<void> result = handle(item);
   if (result.has_error()) abort_open();
   {
@@ -153,6 +156,10 @@ void DatabaseFeed::work_off(Item item) {
       status_.logged = Pos{};
       status_.applied = status_.durable = Txid(0);
     }
+    if (snapshot) ++lineage_;
+    // Never more than there is, whatever was durable of another history.
+    status_.durable = std::min(status_.durable, status_.logged.txid);
+    const bool installed = result.has_value() && (snapshot || status_.applied != before);
     if (status_.applied != before) {
       status_.unsynced = progressed_ = true;
       failing_since_.reset();
@@ -161,6 +168,7 @@ void DatabaseFeed::work_off(Item item) {
     if (item.generation == status_.generation) {
       queued_cost_ -= item.cost;
       status_.consumed += item.cost;
+      status_.installed += installed ? 1 : 0;
       const auto* start = std::get_if<DatabaseStart>(&item.message);
       // Damage in what was sent twice, say: nothing is missing after all.
       if (start != nullptr && start->newest == status_.logged) failing_since_.reset();
@@ -177,13 +185,15 @@ void DatabaseFeed::work_off(Item item) {
   tell();
 }
 
-void DatabaseFeed::sync(storage::ReplicaDatabase& database) {
+void DatabaseFeed::sync(storage::ReplicaDatabase& database, std::uint64_t lineage) {
   const Result<Txid> durable = database.sync();
   {
     MutexLock lock(mutex_);
     syncing_ = false;
     if (shared_.get() != &database) return;  // discarded meanwhile
-    if (durable.has_value()) {
+    if (lineage != lineage_) {
+      status_.unsynced = true;  // of the history before a snapshot: ask again
+    } else if (durable.has_value()) {
       status_.durable = *durable;
     } else {
       status_.failure = Failure{durable.error(), false};

@@ -44,6 +44,7 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
     Epoch epoch;
     std::uint64_t generation = 1;  ///< that the following belong to
     std::uint64_t consumed = 0;    ///< window bytes processed
+    std::uint64_t installed = 0;   ///< change sets and snapshots that became the content
     bool busy = false;             ///< work is queued or running
     bool unsynced = false;         ///< something applied is not durable
     std::optional<Failure> failure;  ///< the rest of this generation is ignored
@@ -83,7 +84,7 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   Step next(Item& item) EXCLUDES(mutex_);
   bool drain_one() EXCLUDES(mutex_);
   void work_off(Item item) EXCLUDES(mutex_);
-  void sync(storage::ReplicaDatabase& database) EXCLUDES(mutex_);
+  void sync(storage::ReplicaDatabase& database, std::uint64_t lineage) EXCLUDES(mutex_);
   void abort_open();
   void tell() EXCLUDES(mutex_);
 
@@ -116,6 +117,7 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   bool abort_ GUARDED_BY(mutex_) = false;
   bool touched_ GUARDED_BY(mutex_) = false;  // something was queued since the last restart
   bool syncing_ GUARDED_BY(mutex_) = false;
+  std::uint64_t lineage_ GUARDED_BY(mutex_) = 0;  // counts snapshots: what was durable before one says nothing after it
   std::shared_ptr<storage::ReplicaDatabase> shared_ GUARDED_BY(mutex_);  // database_, for sync
   bool told_ GUARDED_BY(mutex_) = false;
   bool progressed_ GUARDED_BY(mutex_) = true;  // something was applied since the last failure

@@ -41,9 +41,11 @@ Result<void> DatabaseFeed::open_database() {
 
 Result<void> DatabaseFeed::discard() {
   abort_open();
-  database_ = nullptr;
   LOG_WARN("the primary has no database {}; this node's copy is put away in lost+found", name_);
-  return context_.replica.discard(name_);
+  // When that fails it is still here, and is announced again with the next connection.
+  TRY(context_.replica.discard(name_));
+  database_ = nullptr;
+  return {};
 }
 
 void DatabaseFeed::abort_open() {

@@ -16,12 +16,14 @@ constexpr std::size_t kMaxReplicas = 256;
 constexpr std::size_t kSnapshotThreads = 2;
 constexpr std::uint64_t kTailBudget = 64 * 1024;  // read in the committing thread, from the page cache
 constexpr std::uint64_t kMinWindow = 256 * 1024;
+constexpr std::size_t kMaxPostedTails = 256;  // when the loop does not come after, replicas read for themselves
 
 PublisherOptions checked(PublisherOptions options) {
   options.window_bytes = std::clamp(options.window_bytes, kMinWindow, kMaxWindow);
   options.chunk_bytes = std::clamp<std::uint32_t>(options.chunk_bytes, 16 * 1024, kMaxPayload);
   options.heartbeat_ms = std::max(options.heartbeat_ms, 1);
   options.peer_timeout_ms = std::max(options.peer_timeout_ms, 2 * options.heartbeat_ms);
+  options.stall_timeout_ms = std::max(options.stall_timeout_ms, options.peer_timeout_ms);
   return options;
 }
 
@@ -58,6 +60,9 @@ class PublisherImpl final : public Publisher, public ReplicaSession::Owner {
 
   std::vector<std::shared_ptr<Tracked>> all_databases() override EXCLUDES(mutex_);
   void session_ended(ReplicaSession& session) override;
+  void session_progressed() override { check_drained(); }
+  void drain() EXCLUDES(mutex_);
+  void check_drained() EXCLUDES(mutex_);
   bool send_tail(const Entry& entry) EXCLUDES(mutex_);
   void wake_later(const std::string& name) EXCLUDES(mutex_);
   void wake_all() EXCLUDES(mutex_);
@@ -69,11 +74,15 @@ class PublisherImpl final : public Publisher, public ReplicaSession::Owner {
   TaskGate gate_;
   PublisherContext context_;
   std::atomic<std::size_t> connections_{0};
+  std::atomic<std::size_t> posted_tails_{0};
 
   mutable Mutex mutex_;
   std::unordered_map<std::string, Entry> databases_ GUARDED_BY(mutex_);
   std::uint32_t last_number_ GUARDED_BY(mutex_) = 0;
   std::unordered_set<std::string> woken_ GUARDED_BY(mutex_);
+  bool draining_ GUARDED_BY(mutex_) = false;
+  bool drained_ GUARDED_BY(mutex_) = false;
+  CondVar drained_changed_;
   bool stopped_ GUARDED_BY(mutex_) = false;
   Sessions sessions_ GUARDED_BY(mutex_);  // changed on the loop thread only
 };
@@ -81,7 +90,7 @@ class PublisherImpl final : public Publisher, public ReplicaSession::Owner {
 void PublisherImpl::accept(UniqueFd socket, Bytes early, std::string peer) {
   {
     MutexLock lock(mutex_);
-    if (stopped_) return;
+    if (draining_) return;
   }
   // Counted from here on, so that nothing that becomes durable later is missed.
   ++connections_;
@@ -90,8 +99,8 @@ void PublisherImpl::accept(UniqueFd socket, Bytes early, std::string peer) {
     auto session = std::make_shared<ReplicaSession>(context_, *this, peer);
     {
       MutexLock lock(mutex_);
-      if (stopped_ || sessions_.size() >= kMaxReplicas) {
-        if (!stopped_) LOG_WARN("replica {} turned away: {} are connected", peer, sessions_.size());
+      if (draining_ || sessions_.size() >= kMaxReplicas) {
+        if (!draining_) LOG_WARN("replica {} turned away: {} are connected", peer, sessions_.size());
         --connections_;
         return;
       }
@@ -104,8 +113,11 @@ void PublisherImpl::accept(UniqueFd socket, Bytes early, std::string peer) {
 // Runs inside a call of the session, so it goes away later.
 void PublisherImpl::session_ended(ReplicaSession& session) {
   loop_.post([this, gone = session.shared_from_this()] {
-    MutexLock lock(mutex_);
-    connections_ -= std::erase(sessions_, gone);
+    {
+      MutexLock lock(mutex_);
+      connections_ -= std::erase(sessions_, gone);
+    }
+    check_drained();
   });
 }
 
@@ -148,7 +160,7 @@ bool PublisherImpl::send_tail(const Entry& entry) {
   if (!tail.mutex.try_lock()) return false;
   const storage::Database& database = *entry.tracked->database;
   bool sent = false;
-  if (tail.sent) {
+  if (tail.sent && posted_tails_ < kMaxPostedTails) {
     const Pos from = *tail.sent;
     Cursor cursor;
     cursor.sent = from;
@@ -158,7 +170,9 @@ bool PublisherImpl::send_tail(const Entry& entry) {
       if (!piece->frames.empty()) {
         TailBatch batch{entry.tracked, from, piece->cursor,
                         std::make_shared<const Bytes>(std::move(piece->frames)), piece->cost};
+        ++posted_tails_;
         loop_.post([this, batch = std::move(batch)] {
+          --posted_tails_;
           Sessions sessions;
           {
             MutexLock lock(mutex_);
@@ -228,10 +242,45 @@ std::vector<ReplicaStatus> PublisherImpl::replicas() const {
   return all;
 }
 
+// Replicas that are connected get what was committed last: a clean stop leaves nothing behind that only this node has.
+void PublisherImpl::drain() {
+  loop_.post([this] {
+    Sessions sessions;
+    {
+      MutexLock lock(mutex_);
+      sessions = sessions_;
+    }
+    for (const auto& session : sessions) session->begin_drain();
+    check_drained();
+  });
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(options_.stop_wait_ms);
+  MutexLock lock(mutex_);
+  while (!drained_ && drained_changed_.wait_until(mutex_, deadline)) {
+  }
+}
+
+void PublisherImpl::check_drained() {
+  Sessions sessions;
+  {
+    MutexLock lock(mutex_);
+    if (!draining_ || drained_) return;
+    sessions = sessions_;
+  }
+  if (!std::all_of(sessions.begin(), sessions.end(), [](const auto& session) { return session->drained(); })) return;
+  MutexLock lock(mutex_);
+  drained_ = true;
+  drained_changed_.notify_all();
+}
+
 void PublisherImpl::stop() {
   {
     MutexLock lock(mutex_);
-    if (stopped_) return;
+    if (draining_) return;
+    draining_ = true;
+  }
+  drain();
+  {
+    MutexLock lock(mutex_);
     stopped_ = true;
   }
   gate_.close();

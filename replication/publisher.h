@@ -22,6 +22,8 @@ struct PublisherOptions {
   std::uint64_t window_bytes = 8u << 20;       ///< unacknowledged bytes a database may have in flight
   int heartbeat_ms = 1000;
   int peer_timeout_ms = 5000;                  ///< nothing heard: the connection is closed
+  int stall_timeout_ms = 30'000;               ///< a peer that reads nothing; a snapshot of which nothing is acknowledged
+  int stop_wait_ms = 3000;                     ///< stop() lets connected replicas confirm the last change sets so long
 };
 
 struct ReplicaDatabaseStatus {
@@ -49,7 +51,8 @@ class Publisher : public storage::DatabaseObserver {
   virtual std::vector<ReplicaStatus> replicas() const = 0;
   /// A database appeared (or its position was rebased): tell the replicas.
   virtual void database_added(const std::string& name) = 0;
-  /// Closes all connections. Idempotent.
+  /// Waits at most stop_wait_ms until all connected replicas have confirmed everything that is durable here, then closes
+  /// all connections. Idempotent.
   virtual void stop() = 0;
 };
 

@@ -142,9 +142,17 @@ void ReplicaSession::begin_streams() {
   sender_->all_added();
 }
 
+void ReplicaSession::begin_drain() {
+  draining_ = true;
+  if (phase_ == Phase::streaming) sender_->begin_drain();
+}
+
+bool ReplicaSession::drained() { return phase_ != Phase::streaming || (draining_ && sender_->drained()); }
+
 void ReplicaSession::handle_ack(const Ack& ack) {
   const auto accepted = sender_->acknowledge(ack);
   if (accepted.has_error()) return refuse(WireError::protocol, accepted.error().message);
+  if (draining_) owner_.session_progressed();
   const std::string* const name = sender_->name_of(ack.id);
   if (name == nullptr) return;
   MutexLock lock(status_mutex_);
@@ -162,6 +170,10 @@ void ReplicaSession::heartbeat() {
   if (silent || never_greeted) {
     return on_closed(make_error(Errc::deadline, fmt::format("nothing was heard for {} ms",
                                                             context_.options.peer_timeout_ms)));
+  }
+  if (connection_->write_stalled() > std::chrono::milliseconds(context_.options.stall_timeout_ms)) {
+    return on_closed(make_error(Errc::deadline, fmt::format("it has read nothing for {} ms",
+                                                            context_.options.stall_timeout_ms)));
   }
   if (phase_ == Phase::streaming) connection_->send(Heartbeat{context_.clock.wall_ms(), sender_->behind_ms()});
   heartbeat_timer_.start(std::chrono::milliseconds(context_.options.heartbeat_ms), [this] { heartbeat(); });
@@ -200,6 +212,7 @@ void ReplicaSession::end() {
 
 void ReplicaSession::close(const std::string& reason) {
   if (phase_ == Phase::closed) return;
+  if (!drained()) LOG_WARN("replica {} has not confirmed everything; it goes on when this primary is back", name_);
   phase_ = Phase::closed;
   heartbeat_timer_.cancel();
   sender_->cancel();

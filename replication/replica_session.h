@@ -21,6 +21,8 @@ class ReplicaSession : public Connection::Handler, public std::enable_shared_fro
     virtual ~Owner() = default;
     /// All databases there are now.
     virtual std::vector<std::shared_ptr<Tracked>> all_databases() = 0;
+    /// While draining: another acknowledgement came.
+    virtual void session_progressed() = 0;
     /// The last call of a session; it must not be destroyed inside.
     virtual void session_ended(ReplicaSession& session) = 0;
   };
@@ -31,6 +33,9 @@ class ReplicaSession : public Connection::Handler, public std::enable_shared_fro
   void start(UniqueFd socket, Bytes early);
   void wake(const std::shared_ptr<Tracked>& tracked);
   void offer(const TailBatch& batch);
+  /// From now on the owner hears of progress, and drained() is true once the replica has confirmed everything (or is gone).
+  void begin_drain();
+  bool drained();
   /// Says goodbye and closes. The owner is not told.
   void close(const std::string& reason);
   /// Thread-safe. nullopt before the handshake is done.
@@ -61,6 +66,7 @@ class ReplicaSession : public Connection::Handler, public std::enable_shared_fro
   std::shared_ptr<StreamSender> sender_;
   Timer heartbeat_timer_;
   MonotonicTime started_;
+  bool draining_ = false;
   std::unordered_map<std::string, Positions::Entry> announced_;
 
   mutable Mutex status_mutex_;

@@ -21,13 +21,14 @@ Error cancelled_error() { return make_error(Errc::cancelled, "the snapshot was c
 }  // namespace
 
 SnapshotSender::SnapshotSender(std::shared_ptr<storage::Database> database, std::uint32_t id, std::string tmp_dir,
-                               std::uint64_t window_bytes, std::uint64_t sent, std::uint64_t acknowledged,
-                               Deliver deliver)
+                               std::uint64_t window_bytes, Duration stall, std::uint64_t sent,
+                               std::uint64_t acknowledged, Deliver deliver)
     : database_(std::move(database)),
       id_(id),
       tmp_dir_(std::move(tmp_dir)),
       window_bytes_(window_bytes),
       batch_bytes_(std::min<std::size_t>(kBatchBytes, window_bytes / 2)),
+      stall_(stall),
       deliver_(std::move(deliver)),
       delivered_(sent),
       written_(sent),
@@ -111,20 +112,32 @@ Result<void> SnapshotSender::flush() {
 
 Result<void> SnapshotSender::deliver(const Message& message, ByteView payload) {
   const std::uint64_t cost = frame_cost(payload.size());
-  {
-    MutexLock lock(mutex_);
-    // Ends with progress of the connection or with its end: a peer that stops reading is timed out by the session.
-    while (!cancelled_ && (delivered_ - written_ > kMaxUnwritten ||
-                           delivered_ + cost - acknowledged_ > window_bytes_)) {
-      changed_.wait(mutex_);
-    }
-    if (cancelled_) return cancelled_error();
-  }
+  TRY(wait_for_room(cost));
   auto frame = std::make_shared<Bytes>();
   frame->reserve(payload.size() + 4096);
   append_frame(*frame, message, payload);
   delivered_ += cost;
   deliver_(std::move(frame), cost);
+  return {};
+}
+
+// A peer that does not read is the session's to notice; here it is one that has read and does nothing.
+Result<void> SnapshotSender::wait_for_room(std::uint64_t cost) {
+  MutexLock lock(mutex_);
+  std::uint64_t acknowledged = acknowledged_;
+  auto deadline = std::chrono::steady_clock::now() + stall_;
+  while (!cancelled_ &&
+         (delivered_ - written_ > kMaxUnwritten || delivered_ + cost - acknowledged_ > window_bytes_)) {
+    const bool woken = changed_.wait_until(mutex_, deadline);
+    if (acknowledged_ != acknowledged || written_ < delivered_) {
+      acknowledged = acknowledged_;
+      deadline = std::chrono::steady_clock::now() + stall_;
+    } else if (!woken) {
+      return make_error(Errc::deadline, fmt::format("{}: the replica acknowledges nothing of the snapshot",
+                                                    database_->name()));
+    }
+  }
+  if (cancelled_) return cancelled_error();
   return {};
 }
 

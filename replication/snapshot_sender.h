@@ -18,9 +18,10 @@ class SnapshotSender final : private storage::SnapshotSink {
   /// Takes whole frames that cost `cost` window bytes. Called on the snapshot's thread.
   using Deliver = std::function<void(Buffer frames, std::uint64_t cost)>;
 
-  /// `sent`, `acknowledged`: where the window counters of the database stand now.
+  /// `sent`, `acknowledged`: where the window counters of the database stand now. run() gives up when the replica
+  /// acknowledges nothing for `stall` of what it has got, so that its thread is free for others.
   SnapshotSender(std::shared_ptr<storage::Database> database, std::uint32_t id, std::string tmp_dir,
-                 std::uint64_t window_bytes, std::uint64_t sent, std::uint64_t acknowledged, Deliver deliver);
+                 std::uint64_t window_bytes, Duration stall, std::uint64_t sent, std::uint64_t acknowledged, Deliver deliver);
 
   /// Copies everything; blocks until done or cancelled. On success all frames including SnapshotEnd were delivered, and
   /// the position sent is durable here (I2). Not on the event loop.
@@ -39,6 +40,7 @@ class SnapshotSender final : private storage::SnapshotSink {
   Result<void> end(const storage::SnapshotEnd& end) override;
   Result<void> flush();
   Result<void> deliver(const Message& message, ByteView payload) EXCLUDES(mutex_);
+  Result<void> wait_for_room(std::uint64_t cost) EXCLUDES(mutex_);
   Result<void> wait_durable(Txid txid) EXCLUDES(mutex_);
   bool cancelled() EXCLUDES(mutex_);
 
@@ -47,6 +49,7 @@ class SnapshotSender final : private storage::SnapshotSink {
   const std::string tmp_dir_;
   const std::uint64_t window_bytes_;
   const std::size_t batch_bytes_;
+  const Duration stall_;
   const Deliver deliver_;
 
   // The copying thread's own.

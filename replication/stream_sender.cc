@@ -86,6 +86,7 @@ void StreamSender::wake(const std::shared_ptr<Tracked>& tracked) {
     Pos pos;
     bool waiting = false;
     std::uint32_t attempt = 0;
+    bool counted = false;
     // Another database of that name: the replica has what it was sent of the old one.
     if (const auto old = numbers_.find(tracked->database->name()); old != numbers_.end()) {
       Stream& gone = streams_[old->second];
@@ -93,13 +94,14 @@ void StreamSender::wake(const std::shared_ptr<Tracked>& tracked) {
       waiting = gone.state == State::waiting;
       attempt = gone.attempt;
       if (gone.snapshot) gone.snapshot->cancel();
-      if (gone.counted) --unready_;
+      counted = gone.counted;
       outstanding_ -= gone.sent - gone.acknowledged;
       busy_.erase(old->second);
       snapshots_.erase(old->second);
       streams_.erase(old->second);
     }
     add(tracked, pos, waiting, attempt);
+    streams_.at(tracked->id).counted = counted;  // Ready waits for this one instead
     return;
   }
   switch (stream->state) {
@@ -157,6 +159,8 @@ void StreamSender::pump() {
     if (it == streams_.end() || it->second.state != State::queued) continue;
     if (!it->second.start && window_left(it->second) < kMinBudget) {
       set_state(it->second, State::blocked);
+    } else if (it->second.snapshot_again) {
+      begin_snapshot(it->second);
     } else {
       begin_read(it->second);
     }
@@ -278,6 +282,7 @@ Result<void> StreamSender::acknowledge(const Ack& ack) {
   }
   outstanding_ -= ack.consumed - stream.acknowledged;
   stream.acknowledged = ack.consumed;
+  stream.durable = ack.durable;
   if (stream.state == State::snapshot) report_snapshot_progress(stream);
   // Not for every little bit: pieces would get small.
   if (stream.state == State::blocked &&
@@ -303,6 +308,8 @@ void StreamSender::restart(Stream& stream) {
   stream.start = true;
   outstanding_ -= stream.sent - stream.acknowledged;
   stream.sent = stream.acknowledged = 0;
+  stream.durable = Txid(0);
+  stream.snapshot_again = false;
   if (stream.snapshot) {
     stream.snapshot->cancel();
     stream.snapshot.reset();
@@ -324,8 +331,9 @@ void StreamSender::begin_snapshot(Stream& stream) {
     });
   };
   stream.snapshot = std::make_shared<SnapshotSender>(stream.tracked->database, id, context_.store.tmp_dir(),
-                                                     context_.options.window_bytes, stream.sent,
-                                                     stream.acknowledged, std::move(deliver));
+                                                     context_.options.window_bytes,
+                                                     std::chrono::milliseconds(context_.options.stall_timeout_ms),
+                                                     stream.sent, stream.acknowledged, std::move(deliver));
   auto task = [weak = weak_from_this(), &context = context_, sender = stream.snapshot, id,
                attempt = stream.attempt] {
     auto result = std::make_shared<Result<storage::SnapshotEnd>>(sender->run());
@@ -359,6 +367,7 @@ void StreamSender::snapshot_done(std::uint32_t id, std::uint32_t attempt, const 
   Stream& stream = it->second;
   stream.snapshot.reset();
   snapshots_.erase(id);
+  stream.snapshot_again = result.has_error();
   if (result.has_error()) {
     connection_.send(SnapshotAbort{id, result.error().message.substr(0, kMaxText)});
     // The window counts it, as every frame about content.
@@ -387,6 +396,25 @@ void StreamSender::delay(Stream& stream, const Error& error) {
       if (streams_.at(id).state == State::delayed) delayed.push_back(id);
     for (const std::uint32_t id : delayed) enqueue(streams_.at(id));
   });
+}
+
+void StreamSender::begin_drain() {
+  unconfirmed_.clear();
+  for (const auto& [id, stream] : streams_) unconfirmed_.push_back(id);
+}
+
+bool StreamSender::confirmed(const Stream& stream) {
+  return stream.state == State::idle && stream.durable >= stream.cursor.sent.txid;
+}
+
+// Nothing is committed any more: what is confirmed stays so, and is looked at only once.
+bool StreamSender::drained() {
+  while (!unconfirmed_.empty()) {
+    const auto it = streams_.find(unconfirmed_.back());
+    if (it != streams_.end() && !confirmed(it->second)) return false;
+    unconfirmed_.pop_back();
+  }
+  return true;
 }
 
 void StreamSender::on_written() {

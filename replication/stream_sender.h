@@ -9,6 +9,7 @@
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "replication/connection.h"
@@ -64,6 +65,9 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   void on_written();
   /// How long the oldest thing not yet sent has been waiting.
   std::uint64_t behind_ms() const;
+  /// From now on drained() tells whether the replica has everything on disk that is durable here.
+  void begin_drain();
+  bool drained();
   /// No more frames; running snapshots end.
   void cancel();
 
@@ -85,6 +89,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
     State state = State::idle;
     bool start = true;              // DatabaseStart goes first
     bool want_snapshot = false;     // the replica asked for one
+    bool snapshot_again = false;    // the last one broke off; nothing else would do
     bool again = false;             // woken while reading
     bool counted = false;           // Ready waits for it
     std::uint32_t attempt = 0;
@@ -92,6 +97,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
     Cursor cursor;
     std::uint64_t sent = 0;         // window counters of this attempt
     std::uint64_t acknowledged = 0;
+    Txid durable;                   // on the replica's disk
     std::shared_ptr<SnapshotSender> snapshot;
     MonotonicTime busy_since;
   };
@@ -117,6 +123,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   void restart(Stream& stream);
   void delay(Stream& stream, const Error& error);
   void report_snapshot_progress(Stream& stream);
+  static bool confirmed(const Stream& stream);
   void check_target(Stream& stream);
   void send_ready_if_due();
 
@@ -130,6 +137,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   std::deque<std::uint32_t> runnable_;
   std::unordered_set<std::uint32_t> busy_;
   std::unordered_set<std::uint32_t> snapshots_;
+  std::vector<std::uint32_t> unconfirmed_;  // while draining
   std::size_t reads_ = 0;
   std::uint64_t outstanding_ = 0;  // sum of sent - acknowledged
   std::size_t unready_ = 0;

@@ -20,6 +20,7 @@ std::int64_t to_ms(Duration duration) {
 SubscriberOptions checked(SubscriberOptions options) {
   options.heartbeat_ms = std::max(options.heartbeat_ms, 1);
   options.peer_timeout_ms = std::max(options.peer_timeout_ms, 2 * options.heartbeat_ms);
+  options.stall_timeout_ms = std::max(options.stall_timeout_ms, options.peer_timeout_ms);
   options.backoff_min_ms = std::max(options.backoff_min_ms, 1);
   options.backoff_max_ms = std::max(options.backoff_max_ms, options.backoff_min_ms);
   return options;

@@ -21,6 +21,7 @@ struct SubscriberOptions {
   int connect_timeout_ms = 3000;
   int heartbeat_ms = 1000;
   int peer_timeout_ms = 5000;
+  int stall_timeout_ms = 30'000;  ///< a primary that reads nothing
   int backoff_min_ms = 50;
   int backoff_max_ms = 2000;
 };

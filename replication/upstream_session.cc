@@ -164,6 +164,7 @@ void UpstreamSession::handle_start(const DatabaseStart& start) {
   entry.acknowledged = Ack{start.id, start.attempt, {}, {}, 0};
   if (!entry.target) ++unsynced_;
   entry.target = start.newest.txid;
+  entry.foreign = start.snapshot;
   entry.feed->push(start, {}, true);
 }
 
@@ -223,6 +224,7 @@ void UpstreamSession::acknowledge(Link& entry, const DatabaseFeed::Status& statu
 
 void UpstreamSession::check_synced(Link& entry, const DatabaseFeed::Status& status) {
   if (!entry.target || status.applied < *entry.target) return;
+  if (entry.foreign && status.installed == 0) return;
   entry.target.reset();
   --unsynced_;
   if (ready_ && unsynced_ == 0 && !std::exchange(synced_, true)) owner_.session_synced();
@@ -272,6 +274,10 @@ void UpstreamSession::heartbeat() {
   if (clock_.now() - connection_->last_heard() > timeout) {
     return end(make_error(Errc::deadline, fmt::format("nothing was heard from the primary for {} ms",
                                                       options_.peer_timeout_ms)));
+  }
+  if (connection_->write_stalled() > std::chrono::milliseconds(options_.stall_timeout_ms)) {
+    return end(make_error(Errc::deadline, fmt::format("the primary has read nothing for {} ms",
+                                                      options_.stall_timeout_ms)));
   }
   if (welcomed_) connection_->send(Heartbeat{clock_.wall_ms(), 0});
   heartbeat_timer_.start(std::chrono::milliseconds(options_.heartbeat_ms), [this] { heartbeat(); });

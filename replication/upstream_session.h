@@ -55,6 +55,7 @@ class UpstreamSession : public Connection::Handler {
     bool was_busy = false;           // at the handshake: its position is told later
     std::uint64_t generation = 0;
     std::optional<Txid> target;      // to be applied before this node counts as synced
+    bool foreign = false;            // what is applied is of another history: a snapshot comes first
     Ack acknowledged;
     int failures = 0;                // in a row
     Txid applied_at_failure;

@@ -61,6 +61,17 @@ void FakeDatabase::release() {
   changed_.notify_all();
 }
 
+bool FakeDatabase::waiting() const {
+  MutexLock lock(mutex_);
+  return waiting_ > 0;
+}
+
+void FakeDatabase::wait_while_held() {
+  ++waiting_;
+  while (held_) changed_.wait(mutex_);
+  --waiting_;
+}
+
 void FakeDatabase::fail_next(int times, Errc code) {
   MutexLock lock(mutex_);
   fail_times_ = times;
@@ -99,7 +110,7 @@ Result<void> FakeDatabase::change_set_bytes(ByteView bytes) {
 Result<void> FakeDatabase::finish_change_set() {
   enter();
   MutexLock lock(mutex_);
-  while (held_) changed_.wait(mutex_);
+  wait_while_held();
   leave();
   if (fail_times_ > 0) {
     --fail_times_;
@@ -152,7 +163,7 @@ Result<void> FakeDatabase::snapshot_page(Pgno pgno, ByteView content) {
 Result<void> FakeDatabase::finish_snapshot(const storage::SnapshotEnd& end) {
   enter();
   MutexLock lock(mutex_);
-  while (held_) changed_.wait(mutex_);
+  wait_while_held();
   leave();
   if (fail_snapshots_ > 0) {
     --fail_snapshots_;

@@ -43,6 +43,8 @@ class FakeDatabase final : public storage::ReplicaDatabase {
   /// While set, every finish_change_set waits. Cleared by release().
   void hold() EXCLUDES(mutex_);
   void release() EXCLUDES(mutex_);
+  /// Something waits for release() now.
+  bool waiting() const EXCLUDES(mutex_);
   /// The next `times` calls of finish_change_set fail like this.
   void fail_next(int times, Errc code) EXCLUDES(mutex_);
   void fail_snapshots(int times, Errc code) EXCLUDES(mutex_);
@@ -51,6 +53,7 @@ class FakeDatabase final : public storage::ReplicaDatabase {
  private:
   using Pages = std::map<std::uint32_t, Bytes>;
   void enter();
+  void wait_while_held() REQUIRES(mutex_);
   void leave() { --inside_; }
 
   const std::string name_;
@@ -70,6 +73,7 @@ class FakeDatabase final : public storage::ReplicaDatabase {
   std::size_t change_sets_ GUARDED_BY(mutex_) = 0;
   std::string order_error_ GUARDED_BY(mutex_);
   bool held_ GUARDED_BY(mutex_) = false;
+  int waiting_ GUARDED_BY(mutex_) = 0;
   int fail_times_ GUARDED_BY(mutex_) = 0;
   Errc fail_code_ GUARDED_BY(mutex_) = Errc::internal;
   int fail_snapshots_ GUARDED_BY(mutex_) = 0;

@@ -1,6 +1,7 @@
 // What a primary, or somebody in its place, can send to a replica.
 #include <gtest/gtest.h>
 
+#include "storage/ltx/decoder.h"
 #include "tests/unit/replication/raw_peer.h"
 #include "tests/unit/replication/stream_fixture.h"
 
@@ -347,6 +348,43 @@ TEST_F(HostilePrimary, RefusalsOfTheHttpServerAreReported) {
   peer = accept();
   peer->send(as_bytes("SSH-2.0-OpenSSH_9.2\r\n\r\n"));
   EXPECT_TRUE(wait_for([&] { return replica_.status().last_error.find("does not speak HTTP") != std::string::npos; }));
+}
+
+// The acknowledgement of one history says nothing about another.
+TEST_F(HostilePrimary, WhatWasDurableOfAnotherHistoryIsNotAcknowledged) {
+  {
+    auto peer = welcome();
+    start(*peer);
+    for (std::size_t n = 0; n < 3; ++n) send(*peer, n);
+    std::optional<Ack> ack;
+    do {
+      ack = peer->read_until<Ack>();
+      ASSERT_TRUE(ack.has_value());
+    } while (ack->durable != Txid(3));
+  }
+  auto peer = welcome();
+  const ChangeSet& first = sets_[0].head;
+  peer->send(DatabaseStart{1, "a.db", 0, {}, true, first.post});
+  SnapshotPages pages{1, false, 0, {}};
+  Bytes content;
+  const auto take = [&](Pgno pgno, ByteView page) -> Result<void> {
+    pages.pgnos.push_back(pgno);
+    content.insert(content.end(), page.begin(), page.end());
+    return {};
+  };
+  ASSERT_TRUE(ltx::decode(ltx::memory_source(sets_[0].image), sets_[0].image.size(), take).has_value());
+  pages.raw_length = static_cast<std::uint32_t>(content.size());
+  peer->send(SnapshotBegin{1, first.page_size, first.commit});
+  peer->send(pages, content);
+  peer->send(SnapshotDone{1, first.post, first.epoch, first.page_size, first.commit, first.timestamp_ms});
+  std::optional<Ack> ack;
+  do {
+    ack = peer->read_until<Ack>();
+    ASSERT_TRUE(ack.has_value());
+    if (ack->applied == Txid(1)) {
+      EXPECT_LE(ack->durable, Txid(1));
+    }
+  } while (ack->applied != Txid(1) || ack->durable != Txid(1));
 }
 
 }  // namespace

@@ -53,6 +53,7 @@ class TestReplica {
 inline PublisherOptions quick() {
   PublisherOptions options;
   options.heartbeat_ms = 50;
+  options.stop_wait_ms = 200;
   return options;
 }
 

@@ -8,10 +8,22 @@
 #include <filesystem>
 #include <random>
 
+#include <gtest/gtest.h>
+
 #include "base/check.h"
+#include "base/log.h"
 #include "storage/ltx/checksum.h"
 
 namespace sluice::replication::testing {
+namespace {
+
+// As in the daemon: the logger is there before any other thread.
+class Logging final : public ::testing::Environment {
+  void SetUp() override { init_logging({}); }
+};
+[[maybe_unused]] const auto* const kLogging = ::testing::AddGlobalTestEnvironment(new Logging);
+
+}  // namespace
 
 bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds limit) {
   const auto deadline = std::chrono::steady_clock::now() + limit;
