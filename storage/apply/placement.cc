@@ -126,10 +126,15 @@ Result<std::string> Placement::set_aside(const std::string& name, const std::str
   return directory;
 }
 
+Result<void> Placement::drop_wal_index(const std::string& name) const {
+  TRY(unlink_if_there(store.backing_path(name) + "-shm"));
+  forget(name + "-shm");
+  return {};
+}
+
 Result<void> Placement::reset_wal(const std::string& name, std::uint32_t page_size) const {
   const std::string path = store.backing_path(name);
-  TRY(unlink_if_there(path + "-shm"));
-  forget(name + "-shm");
+  TRY(drop_wal_index(name));
   const std::string wal = store.tmp_dir() + "/" + escape_name(name) + ".wal";
   TRY(write_fresh_wal(store.fs(), wal, path, page_size));
   TRY(store.fs().rename(wal, path + "-wal"));

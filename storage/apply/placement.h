@@ -23,6 +23,8 @@ struct Placement {
   /// Moves the database with -wal, -shm and -journal to DATA/lost+found/<escaped>-<tag>-<n>/; nothing there is no error.
   /// Returns the directory, empty if there was nothing.
   Result<std::string> set_aside(const std::string& name, const std::string& tag) const;
+  /// Removes -shm: what a power loss leaves of it says nothing about the WAL. Nobody has it open.
+  Result<void> drop_wal_index(const std::string& name) const;
   /// Replaces -wal by one of a header only, removes -shm. Nobody has them open.
   Result<void> reset_wal(const std::string& name, std::uint32_t page_size) const;
 

@@ -130,7 +130,11 @@ Result<void> Replica::recover(Store& store) {
   if (store.last_role() == Role::primary) TRY(leave_primary_role(placement));
   for (const auto& database : store.list()) {
     TRY_ASSIGN(const bool done, apply::is_recovered(store, *database));
-    if (!done) TRY(apply::recover_database(placement, *database));
+    if (done) {
+      TRY(placement.drop_wal_index(database->name()));
+    } else {
+      TRY(apply::recover_database(placement, *database));
+    }
   }
   return store.set_last_role(Role::replica);
 }

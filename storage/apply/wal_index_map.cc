@@ -1,5 +1,6 @@
 #include "storage/apply/wal_index_map.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -43,12 +44,15 @@ std::uint32_t find_in_block(const std::byte* block, std::uint32_t number, std::u
 
 Result<void> WalIndexMap::reserve(std::uint32_t last_frame) {
   const std::size_t wanted = sqlite::block_of(last_frame == 0 ? 1 : last_frame) + std::size_t{1};
+  std::size_t mapped = 0;
   {
     MutexLock lock(mutex_);
-    if (blocks_.size() >= wanted) return {};
+    mapped = blocks_.size();
   }
+  if (mapped >= wanted) return {};
   TRY_ASSIGN(const std::uint64_t size, file_size(files_.shm(), files_.shm_name()));
   if (size < wanted * kWalIndexBlockSize) TRY(files_.resize_shm(wanted * kWalIndexBlockSize));
+  TRY(allocate(mapped * kWalIndexBlockSize, wanted * kWalIndexBlockSize));
   MutexLock lock(mutex_);
   while (blocks_.size() < wanted) {
     void* address = ::mmap(nullptr, kWalIndexBlockSize, PROT_READ | PROT_WRITE, MAP_SHARED, files_.shm(),
@@ -58,6 +62,17 @@ Result<void> WalIndexMap::reserve(std::uint32_t last_frame) {
   }
   header_ = blocks_.front().data();
   return {};
+}
+
+// A store through the mapping into a hole would raise SIGBUS on a full disk. Zeros cannot be written instead: a client may
+// be making the index at this moment.
+Result<void> WalIndexMap::allocate(std::uint64_t from, std::uint64_t to) const {
+  int rc = 0;
+  do {
+    rc = ::fallocate(files_.shm(), 0, static_cast<off_t>(from), static_cast<off_t>(to - from));
+  } while (rc != 0 && errno == EINTR);
+  if (rc == 0 || errno == EOPNOTSUPP) return {};  // a file system that cannot promise room
+  return errno_error("allocate " + files_.shm_name(), errno);
 }
 
 std::byte* WalIndexMap::block(std::uint32_t number) const {

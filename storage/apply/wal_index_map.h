@@ -17,7 +17,8 @@ class WalIndexMap {
   explicit WalIndexMap(LiveFiles& files) : files_(files) {}
 
   /// Makes room for frames up to `last_frame`: grows the file through the mount (a FUSE request, never under the commit
-  /// lock) and maps what is new. The header's block is always there afterwards.
+  /// lock), allocates and maps what is new. The header's block is always there afterwards. Errc::no_space before a store
+  /// could meet a full disk.
   Result<void> reserve(std::uint32_t last_frame) EXCLUDES(mutex_);
   /// First block, with the header; valid after the first reserve().
   std::byte* header() const { return header_; }
@@ -31,6 +32,8 @@ class WalIndexMap {
   std::uint32_t find(Pgno pgno, std::uint32_t mx_frame) const;
 
  private:
+  Result<void> allocate(std::uint64_t from, std::uint64_t to) const;
+
   LiveFiles& files_;
   std::byte* header_ = nullptr;
   mutable Mutex mutex_;

@@ -1,4 +1,4 @@
-// A disk that fails under the live files, which apply reaches without a FileSystem: two system calls are replaced.
+// A disk that fails under the live files, which apply reaches without a FileSystem: some system calls are replaced.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/syscall.h>
@@ -18,6 +18,7 @@ enum class Gate { open, wait, fail };
 std::atomic<Gate> database_sync{Gate::open};  ///< fdatasync of a database file of a data directory
 std::atomic<int> syncs_waiting{0};
 std::atomic<int> wal_unlinks_to_fail{0};
+std::atomic<bool> disk_full{false};  ///< for what fallocate() is asked for
 
 bool is_database_file(int fd) {
   std::array<char, 512> path{};
@@ -44,6 +45,14 @@ extern "C" int unlink(const char* path) noexcept {
     return -1;
   }
   return static_cast<int>(::syscall(SYS_unlinkat, AT_FDCWD, path, 0));
+}
+
+extern "C" int fallocate(int fd, int mode, off_t offset, off_t length) {
+  if (disk_full) {
+    errno = ENOSPC;
+    return -1;
+  }
+  return static_cast<int>(::syscall(SYS_fallocate, fd, mode, offset, length));
 }
 
 namespace sluice::storage::apply_test {
@@ -107,6 +116,23 @@ TEST_F(ApplyFaults, AChangeSetDoesNotHideThatTheDatabaseFileWasNotSynced) {
   EXPECT_EQ(node.database("app.db")->logged(), Pos{});
   EXPECT_EQ(*node.database("app.db")->sync(), Txid(0));
   expect_healed_by_snapshot();
+}
+
+TEST_F(ApplyFaults, NoRoomForTheWalIndexIsAnErrorAndNotASignal) {
+  Source small(dir.path() + "/small.db", 512, "WAL");
+  create_accounts(small.sql(), 100);
+  ASSERT_TRUE(node.apply("app.db", small.next()).has_value());
+  const Pos before = small.pos();
+  small.sql().exec("CREATE TABLE big AS SELECT randomblob(3000000) AS b");  // more frames than one block has
+  const ChangeSet big = small.next();
+  disk_full = true;
+  const auto refused = node.apply("app.db", big);
+  disk_full = false;
+  ASSERT_TRUE(refused.has_error());
+  EXPECT_EQ(refused.error().code, Errc::no_space);
+  EXPECT_EQ(node.database("app.db")->logged(), before);
+  ASSERT_TRUE(node.apply("app.db", big).has_value());
+  EXPECT_EQ(difference(node.path("app.db"), small.content()), "");
 }
 
 TEST_F(ApplyFaults, ADeletionThatStoppedHalfWayTakesNoSnapshotIntoFilesWithoutAName) {

@@ -127,6 +127,27 @@ TEST_F(ApplyRecovery, WalAndWalIndexAreDisposable) {
   EXPECT_EQ(difference(node.path("app.db"), source.content()), "");
 }
 
+// None of the WAL's frames reached the disk, but the index of them did.
+TEST_F(ApplyRecovery, AWalIndexThatOutlivedItsWalIsNotBelieved) {
+  const auto recover = [this] {
+    StoreOptions options;
+    options.data_dir = node.data_dir();
+    auto store = Store::open(real_file_system(), system_clock(), options);
+    ASSERT_TRUE(store.has_value());
+    ASSERT_TRUE(Replica::recover(**store).has_value());
+  };
+  const Bytes index = file_content(node.path("app.db-shm"));
+  node.close();
+  recover();
+  ASSERT_EQ(file_content(node.path("app.db-wal")).size(), 32u);
+  std::ofstream(node.path("app.db-shm"), std::ios::binary)
+      .write(reinterpret_cast<const char*>(index.data()), static_cast<std::streamsize>(index.size()));
+  recover();
+  node.restart();
+  EXPECT_EQ(node.database("app.db")->logged(), source.pos());
+  EXPECT_EQ(difference(node.path("app.db"), source.content()), "");
+}
+
 TEST_F(ApplyRecovery, AMissingDatabaseFile) {
   node.close();
   std::filesystem::remove(node.path("app.db"));
