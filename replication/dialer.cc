@@ -195,6 +195,11 @@ void Dialer::connect(std::size_t index) {
   }
   boost::system::error_code ignored;
   impl_->socket.close(ignored);
+  // Asio's own sockets would be inherited by the application that runs beside this node, and outlive it there.
+  const auto& endpoint = impl_->endpoints[index];
+  UniqueFd fd(::socket(endpoint.protocol().family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
+  impl_->socket.assign(endpoint.protocol(), fd.get(), ignored);
+  if (!ignored) fd.release();
   impl_->socket.async_connect(
       impl_->endpoints[index],
       [self = shared_from_this(), index](const boost::system::error_code& error) {

@@ -3,6 +3,7 @@
 #include <boost/json.hpp>
 
 #include "server/database_files.h"
+#include "server/utf8.h"
 #include "server/verify.h"
 
 namespace sluice::server {
@@ -50,6 +51,17 @@ json::object record_json(const storage::RecordInfo& r) {
 }
 
 }  // namespace
+
+Result<void> check_import_name(const std::string& name) {
+  TRY(storage::check_database_name(name));
+  for (const std::string_view suffix : {"-journal", "-wal", "-shm", "-pos"}) {
+    if (name.ends_with(suffix))
+      return make_error(Errc::invalid_argument, "'" + name + "' would be taken for a file beside a database");
+  }
+  if (name == ".primary" || name == ".lag")
+    return make_error(Errc::invalid_argument, "'" + name + "' is one of the mount's own files");
+  return {};
+}
 
 bool equal_constant_time(std::string_view a, std::string_view b) {
   unsigned difference = a.size() == b.size() ? 0U : 1U;
@@ -109,6 +121,8 @@ Route Api::database_route(const HttpRequest& request) const {
     if (action == "log") return require(request, "GET", RouteKind::quick);
     if (action == "import") {
       if (context_.role != storage::Role::primary) return {RouteKind::reply, not_primary()};
+      const auto good = check_import_name(path[2]);
+      if (good.has_error()) return {RouteKind::reply, error_response(good.error())};
       return require(request, "POST", RouteKind::upload);
     }
   }
@@ -203,7 +217,7 @@ Result<HttpResponse> Api::import_upload(const HttpRequest& request, const std::s
   TRY(database->sync());
   const Pos pos = database->pos();
   HttpResponse response;
-  response.body = json::serialize(json::object{{"name", name},
+  response.body = json::serialize(json::object{{"name", clean_utf8(name)},
                                                {"txid", to_hex(pos.txid.value())},
                                                {"checksum", to_hex(pos.checksum.value())},
                                                {"page_size", database->page_size()},
@@ -246,7 +260,7 @@ Result<HttpResponse> Api::log_list(const HttpRequest& request, storage::Database
     return !more;
   }));
   HttpResponse response;
-  response.body = json::serialize(json::object{{"name", database.name()},
+  response.body = json::serialize(json::object{{"name", clean_utf8(database.name())},
                                                {"first", to_hex(database.log().first_readable().value())},
                                                {"durable", to_hex(database.log().durable().value())},
                                                {"records", std::move(records)},

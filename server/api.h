@@ -51,6 +51,10 @@ class Api final : public HttpHandler {
   Mutex import_mutex_;  ///< one import at a time
 };
 
+/// Errc::invalid_argument unless a database of that name can be made by an import: no name that the mount or SQLite gives
+/// to a file beside a database.
+Result<void> check_import_name(const std::string& name);
+
 /// Compares without telling by its time where the first difference is.
 bool equal_constant_time(std::string_view a, std::string_view b);
 

@@ -350,6 +350,15 @@ std::vector<ConfigError> finish_config(Config& config) {
   if (!config.data_dir.empty() && config.data_dir == config.mountpoint) {
     errors.push_back({0, "fuse.dir", "must not be the data directory"});
   }
+  const auto inside = [](const std::string& path, const std::string& directory) {
+    return !directory.empty() && path.starts_with(directory + "/");
+  };
+  if (inside(config.data_dir, config.mountpoint)) {
+    errors.push_back({0, "data.dir", "must not be below the mount point: the mount would hide it"});
+  }
+  if (inside(config.mountpoint, config.data_dir)) {
+    errors.push_back({0, "fuse.dir", "must not be inside the data directory"});
+  }
   const auto address = parse_host_port(config.listen);
   if (address && !address->loopback() && config.token_file.empty() && !config.insecure) {
     errors.push_back(

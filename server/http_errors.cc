@@ -2,6 +2,7 @@
 #include <boost/json.hpp>
 
 #include "server/http_server.h"
+#include "server/utf8.h"
 
 namespace sluice::server {
 
@@ -46,7 +47,7 @@ unsigned http_status(Errc code) {
 HttpResponse error_response(unsigned status, std::string_view code, std::string_view message) {
   HttpResponse response;
   response.status = status;
-  const boost::json::object body{{"code", code}, {"message", message}};
+  const boost::json::object body{{"code", code}, {"message", clean_utf8(message)}};
   response.body = boost::json::serialize(body) + "\n";
   return response;
 }

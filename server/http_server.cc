@@ -118,7 +118,7 @@ Result<void> HttpServer::Impl::bind() {
     tcp::resolver resolver(io);
     const auto found = resolver.resolve(options.listen.host, std::to_string(options.listen.port), ec);
     if (ec || found.empty()) {
-      return make_error(Errc::invalid_argument, "cannot listen on " + where + ": " + ec.message());
+      return make_error(Errc::unavailable, "cannot listen on " + where + ": " + ec.message());
     }
     endpoint = found.begin()->endpoint();
   }
@@ -142,7 +142,8 @@ Result<void> HttpServer::Impl::bind() {
                       "cannot listen on " + where +
                           ": the port is in use by another program; choose another with --listen");
   }
-  if (ec) return make_error(Errc::invalid_argument, "cannot listen on " + where + ": " + ec.message());
+  // Not a wrong configuration: at boot the address may come later, and starting again then helps.
+  if (ec) return make_error(Errc::unavailable, "cannot listen on " + where + ": " + ec.message());
   ::fcntl(acceptor.native_handle(), F_SETFD, FD_CLOEXEC);
   return {};
 }

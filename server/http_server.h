@@ -91,7 +91,7 @@ struct HttpServerOptions {
 class HttpServer {
  public:
   /// Binds and listens; connections wait until serve(). Errc::in_use: names the address;
-  /// Errc::invalid_argument: the host does not resolve to an address of this machine.
+  /// Errc::unavailable: the host does not resolve to an address of this machine, or not yet.
   static Result<std::unique_ptr<HttpServer>> bind(HttpServerOptions options);
   ~HttpServer();
 

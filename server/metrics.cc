@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "server/status.h"
+#include "server/utf8.h"
 
 namespace sluice::server {
 namespace {
@@ -66,7 +67,7 @@ double open_descriptors() {
 }
 
 void add_database(Families& m, const DatabaseStatus& d) {
-  const Labels db = {{"db", d.name}};
+  const Labels db = {{"db", clean_utf8(d.name)}};
   m.counter("sluice_db_txid", "TXID of the database: change sets since it began.", db,
             static_cast<double>(d.pos.txid.value()));
   if (d.applied) {
@@ -87,16 +88,16 @@ void add_database(Families& m, const DatabaseStatus& d) {
 void add_replica(Families& m, const replication::ReplicaStatus& r, const NodeStatus& s) {
   const std::string id = to_hex(r.node_id.value());
   m.counter("sluice_replica_sent_bytes_total", "Bytes sent to the replica since it connected.",
-            {{"replica", id}, {"hostname", r.hostname}}, static_cast<double>(r.bytes_sent));
+            {{"replica", id}, {"hostname", clean_utf8(r.hostname)}}, static_cast<double>(r.bytes_sent));
   for (const auto& d : r.databases) {
-    const Labels labels = {{"replica", id}, {"hostname", r.hostname}, {"db", d.name}};
+    const Labels labels = {
+        {"replica", id}, {"hostname", clean_utf8(r.hostname)}, {"db", clean_utf8(d.name)}};
     m.gauge("sluice_replica_durable_txid", "TXID the replica has on disk.", labels,
             static_cast<double>(d.durable.value()));
     m.gauge("sluice_replica_applied_txid", "TXID the replica's readers see.", labels,
             static_cast<double>(d.applied.value()));
-    for (const DatabaseStatus& own : s.databases) {
-      if (own.name != d.name) continue;
-      const double lag = static_cast<double>(own.pos.txid.value()) - static_cast<double>(d.applied.value());
+    if (const DatabaseStatus* own = s.find(d.name)) {
+      const double lag = static_cast<double>(own->pos.txid.value()) - static_cast<double>(d.applied.value());
       m.gauge("sluice_replica_lag_txids", "Change sets the replica has not applied yet.", labels,
               lag > 0 ? lag : 0);
     }

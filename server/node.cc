@@ -354,8 +354,7 @@ NodeStatus NodeImpl::status() const {
   }
   if (replica_) {
     for (const auto& applied : replica_->list())
-      for (DatabaseStatus& one : s.databases)
-        if (one.name == applied->name()) one.applied = applied->applied();
+      if (DatabaseStatus* one = s.find(applied->name())) one->applied = applied->applied();
   }
   if (publisher_) s.replicas = publisher_->replicas();
   if (subscriber_) s.subscriber = subscriber_->status();

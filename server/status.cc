@@ -1,8 +1,11 @@
 #include "server/status.h"
 
+#include <algorithm>
 #include <array>
 #include <boost/json.hpp>
 
+#include "server/cli/http_client.h"
+#include "server/utf8.h"
 #include "storage/sqlite/database_header.h"
 
 namespace sluice::server {
@@ -21,8 +24,14 @@ std::string journal_mode(FileSystem& fs, const std::string& path) {
   return parsed->is_wal() ? "wal" : "rollback";
 }
 
+// A name that cannot stand in JSON is shown as well as can be, and again as it stands in an address.
+void put_name(json::object& o, const std::string& name) {
+  o["name"] = clean_utf8(name);
+  if (!is_utf8(name)) o["name_encoded"] = percent_encode(name);
+}
+
 json::object database_json(const DatabaseStatus& d) {
-  json::object o{{"name", d.name},
+  json::object o{{"name", ""},
                  {"txid", to_hex(d.pos.txid.value())},
                  {"checksum", to_hex(d.pos.checksum.value())},
                  {"page_size", d.page_size},
@@ -34,6 +43,7 @@ json::object database_json(const DatabaseStatus& d) {
                   {{"first", to_hex(d.log_first.value())},
                    {"durable", to_hex(d.durable.value())},
                    {"bytes", d.log_bytes}}}};
+  put_name(o, d.name);
   if (d.applied) {
     o["applied_txid"] = to_hex(d.applied->txid.value());
     o["applied_checksum"] = to_hex(d.applied->checksum.value());
@@ -41,24 +51,33 @@ json::object database_json(const DatabaseStatus& d) {
   return o;
 }
 
-json::object replica_json(const replication::ReplicaStatus& r, const std::vector<DatabaseStatus>& databases) {
+json::object replica_json(const replication::ReplicaStatus& r, const NodeStatus& status) {
   json::array list;
   for (const auto& d : r.databases) {
     json::object o{
-        {"name", d.name}, {"durable", to_hex(d.durable.value())}, {"applied", to_hex(d.applied.value())}};
-    for (const DatabaseStatus& own : databases) {
-      if (own.name != d.name) continue;
-      const std::uint64_t mine = own.pos.txid.value();
+        {"name", ""}, {"durable", to_hex(d.durable.value())}, {"applied", to_hex(d.applied.value())}};
+    put_name(o, d.name);
+    if (const DatabaseStatus* own = status.find(d.name)) {
+      const std::uint64_t mine = own->pos.txid.value();
       o["lag_txids"] = mine > d.applied.value() ? mine - d.applied.value() : 0;
     }
     list.push_back(std::move(o));
   }
   return json::object{
-      {"node_id", to_hex(r.node_id.value())}, {"hostname", r.hostname},     {"address", r.address},
+      {"node_id", to_hex(r.node_id.value())}, {"hostname", clean_utf8(r.hostname)}, {"address", r.address},
       {"connected_ms", r.connected_ms},       {"bytes_sent", r.bytes_sent}, {"databases", std::move(list)}};
 }
 
 }  // namespace
+
+DatabaseStatus* NodeStatus::find(std::string_view name) {
+  const auto it = std::lower_bound(databases.begin(), databases.end(), name,
+                                   [](const DatabaseStatus& d, std::string_view n) { return d.name < n; });
+  return it != databases.end() && it->name == name ? &*it : nullptr;
+}
+const DatabaseStatus* NodeStatus::find(std::string_view name) const {
+  return const_cast<NodeStatus*>(this)->find(name);
+}
 
 std::string NodeStatus::not_ready_reason() const {
   if (ready()) return {};
@@ -89,25 +108,25 @@ std::string status_json(const NodeStatus& s) {
   for (const DatabaseStatus& d : s.databases) databases.push_back(database_json(d));
   json::object out{{"role", s.role == storage::Role::primary ? "primary" : "replica"},
                    {"node_id", to_hex(s.node_id.value())},
-                   {"hostname", s.hostname},
+                   {"hostname", clean_utf8(s.hostname)},
                    {"version", SLUICE_VERSION},
                    {"epoch", s.epoch.value()},
                    {"uptime_ms", s.uptime_ms},
-                   {"mount", s.mountpoint},
-                   {"data_dir", s.data_dir},
+                   {"mount", clean_utf8(s.mountpoint)},
+                   {"data_dir", clean_utf8(s.data_dir)},
                    {"ready", s.ready()},
                    {"databases", std::move(databases)}};
   if (!s.advertise_url.empty()) out["advertise_url"] = s.advertise_url;
   if (s.role == storage::Role::primary) {
     json::array replicas;
-    for (const auto& r : s.replicas) replicas.push_back(replica_json(r, s.databases));
+    for (const auto& r : s.replicas) replicas.push_back(replica_json(r, s));
     out["replicas"] = std::move(replicas);
   } else {
-    json::object primary{{"url", s.primary_url}, {"hostname", s.primary_hostname}};
+    json::object primary{{"url", s.primary_url}, {"hostname", clean_utf8(s.primary_hostname)}};
     if (s.subscriber) {
       primary["connected"] = s.subscriber->connected;
       primary["synced"] = s.subscriber->synced;
-      primary["last_error"] = s.subscriber->last_error;
+      primary["last_error"] = clean_utf8(s.subscriber->last_error);
       primary["bytes_received"] = s.subscriber->bytes_received;
       primary["resyncs"] = s.subscriber->resyncs;
       if (s.subscriber->lag_ms)

@@ -39,7 +39,7 @@ struct NodeStatus {
   std::int64_t uptime_ms = 0;
   std::string mountpoint;
   std::string data_dir;
-  std::vector<DatabaseStatus> databases;
+  std::vector<DatabaseStatus> databases;                    ///< sorted by name
   std::vector<replication::ReplicaStatus> replicas;         ///< primary
   std::optional<replication::SubscriberStatus> subscriber;  ///< replica
   std::map<std::string, std::uint64_t> fuse_requests;       ///< by opcode
@@ -48,6 +48,9 @@ struct NodeStatus {
   bool ready() const {
     return role == storage::Role::primary || (subscriber && subscriber->connected && subscriber->synced);
   }
+  /// nullptr: none of that name.
+  const DatabaseStatus* find(std::string_view name) const;
+  DatabaseStatus* find(std::string_view name);
   /// Why not ready; empty if ready.
   std::string not_ready_reason() const;
 };

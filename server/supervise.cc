@@ -3,10 +3,14 @@
 #include <poll.h>
 #include <spawn.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #include <array>
 #include <cerrno>
+#include <cstddef>
+#include <cstdlib>
 
 #include "base/log.h"
 
@@ -68,6 +72,27 @@ Child& Child::operator=(Child&& other) noexcept {
   pid_ = std::exchange(other.pid_, -1);
   code_ = other.code_;
   return *this;
+}
+
+ServiceManager::ServiceManager() {
+  const char* const path = std::getenv("NOTIFY_SOCKET");
+  if (path == nullptr) return;
+  socket_ = path;
+  ::unsetenv("NOTIFY_SOCKET");
+}
+
+void ServiceManager::tell(const std::string& state) const {
+  sockaddr_un address{};
+  if (socket_.empty() || socket_.size() >= sizeof address.sun_path) return;
+  address.sun_family = AF_UNIX;
+  socket_.copy(address.sun_path, socket_.size());
+  if (address.sun_path[0] == '@') address.sun_path[0] = 0;  // an abstract address
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + socket_.size());
+  const UniqueFd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const ssize_t sent = ::sendto(fd.get(), state.data(), state.size(), MSG_NOSIGNAL,
+                                reinterpret_cast<const sockaddr*>(&address), length);
+  if (sent != static_cast<ssize_t>(state.size()))
+    LOG_WARN("cannot tell the service manager '{}': {}", state, errno_error(socket_, errno).message);
 }
 
 bool Child::signal(int number) const {

@@ -58,6 +58,18 @@ class Child {
   std::optional<int> code_;
 };
 
+/// systemd's sd_notify protocol, for Type=notify. Takes NOTIFY_SOCKET out of the environment, so that the application does
+/// not speak for the node: create before other threads.
+class ServiceManager {
+ public:
+  ServiceManager();
+  /// "READY=1", "STOPPING=1". Does nothing without a service manager.
+  void tell(const std::string& state) const;
+
+ private:
+  std::string socket_;
+};
+
 /// Exit codes for an application that could not be started, as a shell has them.
 inline constexpr int kExitNotExecutable = 126;
 inline constexpr int kExitNotFound = 127;

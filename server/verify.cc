@@ -3,6 +3,7 @@
 #include <boost/json.hpp>
 #include <chrono>
 
+#include "server/utf8.h"
 #include "storage/ltx/checksum.h"
 
 namespace sluice::server {
@@ -118,7 +119,7 @@ Result<VerifyReport> verify_database(storage::Database& database, const std::fun
 std::string verify_json(const std::string& name, const VerifyReport& report) {
   boost::json::array bad;
   for (const Pgno pgno : report.bad_pages) bad.push_back(pgno.value());
-  boost::json::object out{{"name", name},
+  boost::json::object out{{"name", clean_utf8(name)},
                           {"ok", report.ok()},
                           {"txid", to_hex(report.pos.txid.value())},
                           {"checksum", to_hex(report.pos.checksum.value())},
@@ -127,7 +128,7 @@ std::string verify_json(const std::string& name, const VerifyReport& report) {
                           {"bad_count", report.bad_count},
                           {"bad_pages", std::move(bad)},
                           {"checksum_matches", report.sum_matches}};
-  if (!report.integrity.empty()) out["integrity_check"] = report.integrity;
+  if (!report.integrity.empty()) out["integrity_check"] = clean_utf8(report.integrity);
   return boost::json::serialize(out) + "\n";
 }
 

@@ -118,13 +118,18 @@ Result<void> export_file(const ClientArguments& a) {
   return {};
 }
 
+// As they stand in an address.
 Result<std::vector<std::string>> names_to_verify(HttpClient& client, const ClientArguments& a) {
-  if (!a.name.empty()) return std::vector<std::string>{a.name};
+  if (!a.name.empty()) return std::vector<std::string>{percent_encode(a.name)};
   TRY_ASSIGN(const HttpReply reply, expect_ok(client.get("/v1/status")));
   std::vector<std::string> names;
   const json::value status = json::parse(reply.body);
-  for (const json::value& d : status.at("databases").as_array())
-    if (d.at("pages").to_number<std::int64_t>() > 0) names.emplace_back(d.at("name").as_string());
+  for (const json::value& d : status.at("databases").as_array()) {
+    if (d.at("pages").to_number<std::int64_t>() == 0) continue;
+    const json::value* encoded = d.as_object().if_contains("name_encoded");
+    names.push_back(encoded != nullptr ? std::string(encoded->as_string())
+                                       : percent_encode(d.at("name").as_string()));
+  }
   return names;
 }
 
@@ -152,10 +157,8 @@ Result<bool> verify(const ClientArguments& a) {
   TRY_ASSIGN(const auto names, names_to_verify(client, a));
   bool ok = true;
   for (const std::string& name : names) {
-    ClientArguments one = a;
-    one.name = name;
-    TRY_ASSIGN(const HttpReply reply,
-               expect_ok(client.post(database_target(one, a.integrity ? "verify?integrity=1" : "verify"))));
+    const std::string target = "/v1/databases/" + name + (a.integrity ? "/verify?integrity=1" : "/verify");
+    TRY_ASSIGN(const HttpReply reply, expect_ok(client.post(target)));
     const json::value report = json::parse(reply.body);
     ok = ok && report.at("ok").as_bool();
     if (a.as_json)

@@ -187,6 +187,7 @@ void bound_heap() {
 
 int run_mount(const MountArguments& arguments) {
   bound_heap();
+  const ServiceManager service_manager;
   auto config = make_config(arguments);
   if (config.has_error()) {
     print_error(config.error().message);
@@ -208,7 +209,9 @@ int run_mount(const MountArguments& arguments) {
     LOG_ERROR("cannot start: {}", node.error().message);
     return exit_code(node.error());
   }
+  service_manager.tell("READY=1");
   const int code = MountRun(*config, *signals, **node).run();
+  service_manager.tell("STOPPING=1");
   const auto stopped = (*node)->stop();
   if (stopped.has_error()) {
     LOG_ERROR("stopping: {}", stopped.error().message);

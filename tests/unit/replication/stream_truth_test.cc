@@ -1,4 +1,8 @@
 // What both sides say of themselves is true.
+#include <fcntl.h>
+
+#include <filesystem>
+
 #include "replication/database_feed.h"
 #include "tests/unit/replication/raw_peer.h"
 #include "tests/unit/replication/stream_fixture.h"
@@ -117,6 +121,22 @@ TEST(StreamTruth, ASnapshotThatBreaksOffIsFollowedByASnapshot) {
       break;
     }
   }
+}
+
+// The application runs as a child: a stream that it inherited would stay open when this node is long gone.
+TEST(StreamTruth, NoSocketIsInheritedByChildren) {
+  TestPrimary primary(quick());
+  TestReplica replica(primary.url());
+  replica.start();
+  ASSERT_TRUE(replica.synced());
+  int sockets = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    if (!std::filesystem::read_symlink(entry, gone).string().starts_with("socket:")) continue;
+    ++sockets;
+    EXPECT_NE(::fcntl(std::stoi(entry.path().filename()), F_GETFD) & FD_CLOEXEC, 0) << entry.path();
+  }
+  EXPECT_GE(sockets, 3);
 }
 
 }  // namespace

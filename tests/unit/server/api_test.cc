@@ -104,6 +104,16 @@ TEST(ApiRoutes, TokenIsNeededEverywhereButForProbes) {
   EXPECT_EQ(status_of(api, request("GET", {"v1", "ready"})), 200u);
 }
 
+TEST(ApiRoutes, ImportsTakeNoNameThatBelongsToAnother) {
+  Api api(primary());
+  for (const std::string name : {"a.db-wal", "a.db-shm", "a.db-journal", "a.db-pos", ".primary", ".lag", "../a.db",
+                                 "/etc/passwd", "a//b", "", "."}) {
+    EXPECT_EQ(status_of(api, request("POST", {"v1", "databases", name, "import"})), 400u) << name;
+  }
+  EXPECT_EQ(status_of(api, request("POST", {"v1", "databases", std::string("a\0b", 3), "import"})), 400u);
+  EXPECT_EQ(status_of(api, request("POST", {"v1", "databases", "tenants/wal", "import"})), 200u);
+}
+
 TEST(ApiReady, MeansSynced) {
   Api p(primary());
   EXPECT_EQ(p.handle(request("GET", {"v1", "ready"})).status, 200u);
@@ -125,6 +135,7 @@ TEST(ApiErrors, EveryCodeHasAStatus) {
   EXPECT_EQ(http_status(Errc::internal), 500u);
   EXPECT_THAT(error_response(make_error(Errc::not_found, "no \"x\"")).body,
               HasSubstr(R"("message":"no \"x\"")"));
+  EXPECT_THAT(error_response(make_error(Errc::not_found, "no \xff")).body, HasSubstr("no \xef\xbf\xbd"));
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 
 #include <set>
 
+#include "base/os.h"
+
 namespace sluice::server {
 namespace {
 
@@ -223,6 +225,49 @@ TEST(FinishConfig, Rules) {
   Config same = open;
   same.data_dir = "/m";
   EXPECT_THAT(lines(finish_config(same)), ElementsAre("0 fuse.dir"));
+  Config hidden = open;
+  hidden.data_dir = "/m/data";
+  EXPECT_THAT(lines(finish_config(hidden)), ElementsAre("0 data.dir"));
+  Config within = open;
+  within.mountpoint = "/d/fs";
+  EXPECT_THAT(lines(finish_config(within)), ElementsAre("0 fuse.dir"));
+  Config beside = open;
+  beside.mountpoint = "/d-mount";
+  EXPECT_THAT(finish_config(beside), IsEmpty());
+}
+
+// deploy/sluice.yml is taken as it is, says what the defaults are, and names every setting.
+TEST(ExampleConfig, IsAcceptedAndComplete) {
+  const auto bytes = read_file(real_file_system(), SLUICE_EXAMPLE_CONFIG, 1 << 20);
+  ASSERT_TRUE(bytes) << bytes.error().message;
+  const std::string text(as_text(*bytes));
+  Config config = load_ok(text);
+  EXPECT_THAT(format_errors("", finish_config(config)), IsEmpty());
+  const Config defaults;
+  EXPECT_EQ(config.listen, defaults.listen);
+  EXPECT_EQ(config.retention_ms, defaults.retention_ms);
+  EXPECT_EQ(config.retention_bytes, defaults.retention_bytes);
+  EXPECT_EQ(config.retention_interval_ms, defaults.retention_interval_ms);
+  EXPECT_EQ(config.unmount_wait_ms, defaults.unmount_wait_ms);
+  EXPECT_EQ(config.skip_sync, defaults.skip_sync);
+  EXPECT_TRUE(config.exec.empty());
+  for (const ConfigKey& key : config_keys()) {
+    const std::string leaf(key.key.substr(key.key.rfind('.') + 1));
+    if (leaf == "candidate") continue;  // LiteFS's way to say what primary-url says
+    EXPECT_THAT(text, HasSubstr(leaf + ":"));
+  }
+  // What is commented out is right, too.
+  std::string all;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    std::string line = text.substr(at, end - at);
+    at = end + 1;
+    if (line.starts_with("  # ")) line.erase(2, 2);
+    all += line + "\n";
+  }
+  Config full = load_ok(all);
+  EXPECT_EQ(full.token_file, "/etc/sluice/token");
+  EXPECT_EQ(full.primary_url, "http://node-1:20202");
 }
 
 }  // namespace

@@ -242,6 +242,16 @@ TEST_F(HttpServerTest, SecondServerOnThePortNamesIt) {
   EXPECT_THAT(second.error().message, HasSubstr("127.0.0.1:" + std::to_string(server_->port())));
 }
 
+// At boot it may come later: not a mistake in the configuration, which a service manager would not try again.
+TEST_F(HttpServerTest, AnAddressThatIsNotThereIsUnavailable) {
+  HttpServerOptions options;
+  options.listen = {"192.0.2.1", 1};  // reserved for documentation
+  const auto bound = HttpServer::bind(options);
+  ASSERT_TRUE(bound.has_error());
+  EXPECT_EQ(bound.error().code, Errc::unavailable);
+  EXPECT_THAT(bound.error().message, HasSubstr("192.0.2.1:1"));
+}
+
 TEST_F(HttpServerTest, StopsWithConnectionsOpen) {
   const UniqueFd fd = connect();
   send_text(fd.get(), "GET /one HTTP/1.1\r\nHost: h\r\n\r\n");

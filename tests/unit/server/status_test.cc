@@ -72,6 +72,22 @@ TEST(StatusJson, ReplicaShowsThePrimaryAndWhyNot) {
   EXPECT_EQ(json.at("databases").as_array().at(0).at("applied_txid").as_string(), "000000000000000e");
 }
 
+// File names are bytes; what is said of them is JSON and text all the same.
+TEST(StatusJson, ANameThatIsNotUtf8) {
+  NodeStatus s = primary_status();
+  s.databases[0].name = "caf\xe9/1.db";
+  s.replicas[0].databases[0].name = s.databases[0].name;
+  boost::system::error_code broken;
+  const auto json = boost::json::parse(status_json(s), broken);
+  ASSERT_FALSE(broken) << broken.message();
+  const auto& d = json.at("databases").as_array().at(0);
+  EXPECT_EQ(d.at("name").as_string(), "caf\xef\xbf\xbd/1.db");
+  EXPECT_EQ(d.at("name_encoded").as_string(), "caf%E9%2F1.db");
+  EXPECT_EQ(json.at("replicas").as_array().at(0).at("databases").as_array().at(0).at("lag_txids"), 2);
+  EXPECT_TRUE(status_table(status_json(s)));
+  EXPECT_THAT(metrics_text(s), HasSubstr("sluice_db_pages{db=\"caf\xef\xbf\xbd/1.db\"} 512\n"));
+}
+
 TEST(StatusTable, BothRoles) {
   const auto primary = status_table(status_json(primary_status()));
   ASSERT_TRUE(primary) << primary.error().message;

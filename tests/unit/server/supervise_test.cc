@@ -1,7 +1,11 @@
 #include "server/supervise.h"
 
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
+#include <cstddef>
+#include <cstdlib>
 #include <thread>
 
 namespace sluice::server {
@@ -61,6 +65,25 @@ TEST_F(SuperviseTest, NotExecutable) {
   const auto child = Child::start({"/etc/passwd"});
   ASSERT_TRUE(child.has_error());
   EXPECT_NE(child.error().code, Errc::not_found);
+}
+
+TEST(ServiceManagerTest, IsToldAndTheApplicationIsNot) {
+  const std::string name = "@sluice-test-" + std::to_string(::getpid());
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  name.copy(address.sun_path, name.size());
+  address.sun_path[0] = 0;
+  const UniqueFd manager(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
+  ASSERT_EQ(::bind(manager.get(), reinterpret_cast<const sockaddr*>(&address), length), 0);
+  ::setenv("NOTIFY_SOCKET", name.c_str(), 1);
+  const ServiceManager service_manager;
+  EXPECT_EQ(::getenv("NOTIFY_SOCKET"), nullptr);
+  service_manager.tell("READY=1");
+  char text[32] = {};
+  EXPECT_EQ(::recv(manager.get(), text, sizeof text, MSG_DONTWAIT), 7);
+  EXPECT_STREQ(text, "READY=1");
+  ServiceManager().tell("READY=1");  // none: nothing happens
 }
 
 TEST_F(SuperviseTest, WaitTimesOut) {
