@@ -214,7 +214,6 @@ Result<HttpResponse> Api::import_upload(const HttpRequest& request, const std::s
   TRY(restore_in_child(request.upload_path, context_.mountpoint + "/" + name, request.cancelled));
   TRY(context_.capture_now(name));
   TRY_ASSIGN(const auto database, find(name));
-  TRY(database->sync());
   const Pos pos = database->pos();
   HttpResponse response;
   response.body = json::serialize(json::object{{"name", clean_utf8(name)},

@@ -381,7 +381,6 @@ Result<void> NodeImpl::stop() {
   if (mount_) keep(mount_->stop(static_cast<int>(config_.unmount_wait_ms)));
   if (capture_) capture_->stop();
   if (capture_ && store_) {
-    for (const auto& database : store_->list()) keep(database->sync());
     // After this the next start has no log to replay into the page checksums.
     Maintenance::run(*store_, store_->options().retention, storage::Database::Checkpoint::now);
   }

@@ -19,7 +19,7 @@ class CaptureImpl final : public Capture {
   CaptureImpl(storage::Store& store, ThreadPool& pool, CaptureOptions options)
       : options_(std::move(options)),
         context_{store, pool, options_, counters_},
-        tailer_(options_, [this](const auto& database) { schedule(database); },
+        tailer_(options_, [](const auto& database) { database->schedule_capture(); },
                 [this](const auto& database) { schedule_unjournaled(database); }) {}
   ~CaptureImpl() override { stop(); }
 
@@ -53,7 +53,6 @@ class CaptureImpl final : public Capture {
   void count_writer(const Op& op, int change) EXCLUDES(mutex_);
   bool being_written(const std::string& name) EXCLUDES(mutex_);
   void roll_back_abandoned(const DatabasePtr& database);
-  void schedule(const DatabasePtr& database);
   void schedule_unjournaled(const DatabasePtr& database);
   void wake(const DatabasePtr& database) {
     tailer_.wake(database, context_.store.backing_path(database->name()) + "-wal");
@@ -293,18 +292,6 @@ void CaptureImpl::roll_back_abandoned(const DatabasePtr& database) {
     const Result<void> rolled_back = options_.recover_client(database->name());
     if (rolled_back.has_error()) LOG_WARN("{}: abandoned journal: {}", database->name(), rolled_back.error().message);
   });
-}
-
-void CaptureImpl::schedule(const DatabasePtr& database) {
-  if (database->scheduled.exchange(true)) return;
-  const bool posted = context_.pool.post([database] {
-    database->scheduled.store(false);
-    const Result<void> captured = database->capture_and_sync();
-    if (captured.has_error() && captured.error().code != Errc::busy) {
-      LOG_WARN("{}: {}", database->name(), captured.error().message);
-    }
-  });
-  if (!posted) database->scheduled.store(false);
 }
 
 void CaptureImpl::schedule_unjournaled(const DatabasePtr& database) {

@@ -43,7 +43,9 @@ Result<void> CapturedDatabase::open_files() {
   wal_.set_wal(wal);
   wal_.set_shm_present(shm != nullptr);
   ++shm_generation_;
-  durable_wal_bytes_ = 0;
+  durable_captured_ = {};
+  set_durable_end({});
+  ++file_changes_;
   return {};
 }
 
@@ -100,6 +102,7 @@ int CapturedDatabase::run_database(const Op& op, FunctionRef<int()> perform) {
   switch (op.kind) {
     case OpKind::write:
     case OpKind::truncate: return write_database(op, perform);
+    case OpKind::fsync: return sync_database(perform);
     case OpKind::unlink: return remove_database(perform);
     default: return perform();
   }
@@ -130,58 +133,77 @@ void CapturedDatabase::ensure_shm_view() {
   wal_.set_shm(std::move(view));
 }
 
-// I1, capture before backfill: nothing proceeds before every committed frame is in the durable log.
+// I1, capture before backfill: nothing proceeds before every committed frame is captured, and nothing that could make a frame
+// unreadable before it is in the durable log. A WRITE cannot: see docs/decisions/0003.
 Result<void> CapturedDatabase::gate(Reason reason) NO_THREAD_SAFETY_ANALYSIS {
   if (!wal_.has_wal()) return {};
   TRY(wal_.capture(reason));
-  return make_durable_locked();
+  if (reason == Reason::backfill && !wal_.has_read_file()) return {};
+  return flush_log();
 }
 
-bool CapturedDatabase::wal_durable() const {
-  const std::uint64_t needed = wal_.captured_bytes();
-  return needed == 0 || (durable_salts_ == wal_.position().salts && durable_wal_bytes_ >= needed);
-}
-
-Result<void> CapturedDatabase::make_durable_locked() NO_THREAD_SAFETY_ANALYSIS {
-  if (database_->log().synced() >= database_->pos().txid) return {};
-  if (!wal_durable()) {
-    Result<void> synced = wal_.wal_file()->sync_data();
-    if (synced.has_error()) return fail(std::move(synced).error());
-    durable_salts_ = wal_.position().salts;
-    durable_wal_bytes_ = wal_.captured_bytes();
+Result<void> CapturedDatabase::flush_log() NO_THREAD_SAFETY_ANALYSIS {
+  if (database_->log().synced() < database_->pos().txid) {
+    auto flushed = database_->log().flush();
+    if (flushed.has_error()) return fail(std::move(flushed).error());
   }
-  const auto synced = database_->log().sync();
-  if (synced.has_error()) return fail(synced.error());
+  wal_.forget_file_reads();
   return {};
 }
 
-// I2, durable before ship: the WAL first, then the log, then the replicas are told.
+void CapturedDatabase::schedule_capture() {
+  if (scheduled_.exchange(true)) return;
+  const bool posted = context_.pool.post([self = shared_from_this()] {
+    self->scheduled_.store(false);
+    const Result<void> captured = self->capture_and_sync();
+    if (captured.has_error() && captured.error().code != Errc::busy) {
+      LOG_WARN("{}: {}", self->name(), captured.error().message);
+    }
+  });
+  if (!posted) scheduled_.store(false);
+}
+
+bool CapturedDatabase::wal_durable() const {
+  return !wal_.holds_captured() || wal_.position() == durable_captured_ || wal_.position() == durable_end();
+}
+
+sqlite::WalPosition CapturedDatabase::durable_end() const {
+  MutexLock lock(sync_mutex_);
+  return durable_end_;
+}
+
+void CapturedDatabase::set_durable_end(const sqlite::WalPosition& end) {
+  MutexLock lock(sync_mutex_);
+  durable_end_ = end;
+}
+
+// I2, durable before ship: first the files that hold what was captured, then the log, then the replicas are told.
 Result<void> CapturedDatabase::make_durable() {
   std::shared_ptr<File> wal;
-  sqlite::Salts salts;
-  std::uint64_t bytes = 0;
+  std::shared_ptr<File> file;
+  sqlite::WalPosition position;
+  std::uint64_t file_changes = 0;
+  Txid captured;  // more may be captured, and appended to the log, while the files are being synced
   {
     MutexLock lock(database_->commit_mutex());
     if (failed_) return make_error(Errc::io, failure_);
-    if (!wal_durable()) {
-      wal = wal_.wal_file();
-      salts = wal_.position().salts;
-      bytes = wal_.captured_bytes();
-    }
+    captured = database_->pos().txid;
+    position = wal_.position();
+    file_changes = file_changes_;
+    if (!wal_durable()) wal = wal_.wal_file();
+    if (file_captured_ && file_changes_synced_ < file_changes_) file = file_;
   }
-  if (wal != nullptr) {
-    Result<void> synced = wal->sync_data();
-    MutexLock lock(database_->commit_mutex());
-    if (synced.has_error()) return fail(std::move(synced).error());
-    if (durable_salts_ != salts || durable_wal_bytes_ < bytes) {
-      durable_salts_ = salts;
-      durable_wal_bytes_ = bytes;
-    }
-  }
-  Result<void> synced = database_->sync();
-  if (synced.has_error()) {
-    MutexLock lock(database_->commit_mutex());
-    return fail(std::move(synced).error());
+  Result<void> synced;
+  if (wal != nullptr) synced = wal->sync_data();
+  if (file != nullptr && !synced.has_error()) synced = file->sync_data();
+  if (!synced.has_error()) synced = database_->sync(captured);
+  MutexLock lock(database_->commit_mutex());
+  if (synced.has_error()) return fail(std::move(synced).error());
+  if (wal != nullptr) durable_captured_ = position;
+  if (file != nullptr) file_changes_synced_ = std::max(file_changes_synced_, file_changes);
+  if (database_->pos().txid == captured) {
+    file_captured_ = false;
+    wal_.forget_file_reads();
   }
   return {};
 }
@@ -199,7 +221,7 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
       wal_.set_database_file(file_);
     }
     const Pos before = database_->pos();
-    const Result<void> gated = gate(Reason::backfill);
+    const Result<void> gated = gate(op.kind == OpKind::write ? Reason::backfill : Reason::resize);
     if (gated.has_error()) return to_errno(gated.error());
     notify = database_->pos() != before;
     const bool backfill = wal_.has_wal() && !journal_active_ && wal_.position().frame != 0;
@@ -210,8 +232,26 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
       if (kept.has_error()) return to_errno(kept.error());
     }
     rc = perform();
+    ++file_changes_;
   }
-  if (notify) (void)make_durable();
+  if (notify) schedule_capture();
+  return rc;
+}
+
+// A checkpoint is over with the sync of the file it wrote; a rollback transaction may commit after it.
+int CapturedDatabase::sync_database(FunctionRef<int()> perform) {
+  std::uint64_t covered = 0;
+  {
+    MutexLock lock(database_->commit_mutex());
+    if (failed_) return EIO;
+    const Result<void> flushed = flush_log();
+    if (flushed.has_error()) return to_errno(flushed.error());
+    covered = file_changes_;
+  }
+  const int rc = perform();
+  MutexLock lock(database_->commit_mutex());
+  if (rc == EIO) (void)fail(make_error(Errc::io, "fsync of its database file failed"));
+  if (rc == 0) file_changes_synced_ = std::max(file_changes_synced_, covered);
   return rc;
 }
 
@@ -246,11 +286,12 @@ Result<void> CapturedDatabase::capture_rollback() NO_THREAD_SAFETY_ANALYSIS {
   TRY_ASSIGN(const FileSummary file, summarise(file_.get()));
   if (!file.is_database && file.size != 0) {
     LOG_WARN("{}: the file has no valid SQLite header; replicas stay at {}", name(), database_->pos());
+    file_unreadable_ = true;
     return {};
   }
   if (file.size == 0 && database_->page_count() == 0) return {};
   const bool other_size = database_->page_count() != 0 && database_->page_size() != file.page_size;
-  if (other_size) dirty_.add_all();
+  if (other_size || file_unreadable_) dirty_.add_all();
   const std::vector<Pgno> pages = dirty_.list(file.pages);
   scratch_.resize(file.page_size);
   const auto read = [&](Pgno pgno) -> Result<ByteView> {
@@ -261,7 +302,10 @@ Result<void> CapturedDatabase::capture_rollback() NO_THREAD_SAFETY_ANALYSIS {
   const auto read_old = [](Pgno) -> Result<ByteView> { return make_error(Errc::not_found, "old content is gone"); };
   const storage::CommitInput input{file.page_size, file.pages, pages, read, read_old, {}};
   TRY_ASSIGN(const auto made, commit_or_rebase(*database_, input, context_.options, context_.store.node_id()));
-  if (made) context_.counters.change_sets.fetch_add(1, std::memory_order_relaxed);
+  file_unreadable_ = false;
+  if (!made) return {};
+  file_captured_ = true;
+  context_.counters.change_sets.fetch_add(1, std::memory_order_relaxed);
   return {};
 }
 
@@ -278,15 +322,15 @@ int CapturedDatabase::commit_event(FunctionRef<int()> perform) {
       database_->log().hold(database_->pos().txid.next());
       const Result<void> captured = capture_rollback();
       if (captured.has_error()) return to_errno(captured.error());
-      const Result<void> durable = make_durable_locked();
-      if (durable.has_error()) return to_errno(durable.error());
+      const Result<void> flushed = flush_log();
+      if (flushed.has_error()) return to_errno(flushed.error());
     }
     rc = perform();
     if (rc == 0) {
       ship = settle_journal();
     }
   }
-  if (ship) (void)make_durable();
+  if (ship) schedule_capture();
   return rc;
 }
 
@@ -296,7 +340,9 @@ bool CapturedDatabase::settle_journal() {
   journal_active_ = false;
   hot_journal_ = false;
   clear_unjournaled();
-  return database_->log().release_hold();
+  if (!database_->log().release_hold()) return false;
+  shippable_ = true;
+  return true;
 }
 
 int CapturedDatabase::run_journal(const Op& op, FunctionRef<int()> perform) {
@@ -325,27 +371,16 @@ int CapturedDatabase::run_wal(const Op& op, FunctionRef<int()> perform) {
   }
 }
 
-// synchronous=FULL syncs the WAL before it publishes a commit: the frames of that commit are durable when we see them.
+// synchronous=FULL syncs the WAL before it publishes a commit, a checkpoint syncs it before it begins: either way the
+// application has done what I2 asks for.
 int CapturedDatabase::sync_wal(FunctionRef<int()> perform) {
-  std::shared_ptr<File> wal;
-  {
-    MutexLock lock(database_->commit_mutex());
-    if (failed_) return EIO;
-    wal = wal_.wal_file();
-  }
-  if (wal == nullptr) return perform();
-  const auto header = sqlite::read_wal_header(*wal);
-  const auto size = wal->size();
+  if (failed_) return EIO;
+  const auto end = wal_.end_of_chain(durable_end());
   const int rc = perform();
-  MutexLock lock(database_->commit_mutex());
+  if (rc == 0 && end) set_durable_end(*end);
   if (rc == EIO) {
+    MutexLock lock(database_->commit_mutex());
     (void)fail(make_error(Errc::io, "fsync of its WAL failed"));
-    return rc;
-  }
-  if (rc != 0 || header.has_error() || size.has_error()) return rc;
-  if (durable_salts_ != header->salts || durable_wal_bytes_ < *size) {
-    durable_salts_ = header->salts;
-    durable_wal_bytes_ = *size;
   }
   return rc;
 }
@@ -373,8 +408,9 @@ int CapturedDatabase::remove_wal(const Op& op, FunctionRef<int()> perform) {
       }
     }
     made = database_->pos() != before || needs_reconcile_;
+    if (wal_.has_read_file()) file_captured_ = true;
   }
-  if (made) (void)make_durable();
+  if (made) schedule_capture();
   return rc;
 }
 
@@ -396,7 +432,7 @@ int CapturedDatabase::run_shm(const Op& op, FunctionRef<int()> perform) {
       wal_.set_shm_present(false);
     }
   }
-  if (made) (void)make_durable();
+  if (made) schedule_capture();
   return rc;
 }
 

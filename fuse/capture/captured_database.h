@@ -69,8 +69,8 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   /// Commit lock held (PageSource).
   Result<void> read_page(Pgno pgno, ByteSpan out) override;
 
-  /// One capture task at a time (set by the scheduler).
-  std::atomic<bool> scheduled{false};
+  /// capture_and_sync() on the pool; at once, and once for all who ask before it begins.
+  void schedule_capture();
 
  private:
   int run_database(const Op& op, FunctionRef<int()> perform);
@@ -81,16 +81,19 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   int commit_event(FunctionRef<int()> perform);
   bool settle_journal();
   int sync_wal(FunctionRef<int()> perform);
+  int sync_database(FunctionRef<int()> perform);
   int remove_wal(const Op& op, FunctionRef<int()> perform);
   int remove_database(FunctionRef<int()> perform);
 
   void ensure_shm_view();
   Result<void> gate(Reason reason);
+  Result<void> flush_log();
   Result<void> capture_rollback();
   Result<void> remember_old(std::uint64_t first_byte, std::uint64_t end_byte);
-  Result<void> make_durable_locked();
   Result<void> make_durable();
-  bool wal_durable() const;
+  bool wal_durable() const EXCLUDES(sync_mutex_);
+  sqlite::WalPosition durable_end() const EXCLUDES(sync_mutex_);
+  void set_durable_end(const sqlite::WalPosition& end) EXCLUDES(sync_mutex_);
   Result<void> record_deletion();
   void mark_unjournaled();
   void clear_unjournaled();
@@ -110,13 +113,25 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   bool hot_journal_ = false;
   bool unjournaled_ = false;
   bool needs_reconcile_ = false;
-  bool failed_ = false;
+  std::atomic<bool> failed_{false};  ///< may be read without the lock
   std::string failure_;
   std::uint64_t shm_generation_ = 0;
-  sqlite::Salts durable_salts_;
-  std::uint64_t durable_wal_bytes_ = 0;
+  /// The WAL is on disk up to these: where capture stood, and the last commit that was in the file, when it was last synced.
+  /// Positions, not a number of bytes: behind them the file has frames of the generation before, or of a transaction that
+  /// was rolled back, and what takes their place is not synced.
+  sqlite::WalPosition durable_captured_;
+  mutable Mutex sync_mutex_;  ///< after the commit lock; an application's FSYNC need not wait for a capture
+  sqlite::WalPosition durable_end_ GUARDED_BY(sync_mutex_);
+  /// Operations that changed the database file, how many of them a sync of it covers, and whether a change set was read from
+  /// it that has not left the node yet.
+  std::uint64_t file_changes_ = 1;
+  std::uint64_t file_changes_synced_ = 0;
+  bool file_captured_ = false;
+  bool shippable_ = false;        ///< a change set was held back until now
+  bool file_unreadable_ = false;  ///< writes were missed because the file was no database in between
   std::uint64_t captures_ = 0;
   Bytes scratch_;
+  std::atomic<bool> scheduled_{false};
 };
 
 }  // namespace sluice::fuse

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "base/log.h"
 #include "fuse/capture/captured_database.h"
@@ -34,10 +35,8 @@ void CapturedDatabase::opened(const Op& op) {
 
 void CapturedDatabase::released(const Op& op) {
   if (op.file != FileKind::wal) return;
-  // A process that died may leave frames behind that were synced but never published and will be overwritten: what was noted
-  // as durable beyond the captured position is then worth nothing.
-  MutexLock lock(database_->commit_mutex());
-  durable_wal_bytes_ = std::min(durable_wal_bytes_, wal_.captured_bytes());
+  // A process that died may leave a commit behind that was synced but never published and will be overwritten.
+  set_durable_end({});
 }
 
 int CapturedDatabase::remove_database(FunctionRef<int()> perform) {
@@ -51,7 +50,7 @@ Result<void> CapturedDatabase::record_deletion() NO_THREAD_SAFETY_ANALYSIS {
   const auto none = [](Pgno) -> Result<ByteView> { return make_error(Errc::internal, "a deletion has no pages"); };
   const storage::CommitInput input{database_->page_size(), 0, {}, none, none, {}};
   TRY(database_->commit(input, context_.options.epoch, context_.store.node_id()));
-  return make_durable_locked();
+  return {};
 }
 
 void CapturedDatabase::content_removed() {
@@ -109,12 +108,13 @@ Result<void> CapturedDatabase::capture_and_sync() {
         TRY(record_deletion());
       } else if (!journal_active_) {
         TRY(wal_.reconcile("its file was replaced"));
+        file_captured_ = true;
       }
       needs_reconcile_ = false;
     }
     TRY(wal_.capture(Reason::tail));
     if (context_.stopping.load(std::memory_order_relaxed)) wal_.set_shm(nullptr);
-    behind = database_->log().synced() < database_->pos().txid;
+    behind = std::exchange(shippable_, false) || database_->log().synced() < database_->pos().txid;
     maintain = behind && ++captures_ % 256 == 0;
   }
   if (behind) TRY(make_durable());
@@ -214,8 +214,8 @@ int CapturedDatabase::capture_for_super_journal() {
   database_->log().hold(database_->pos().txid.next());
   const Result<void> captured = capture_rollback();
   if (captured.has_error()) return to_errno(captured.error());
-  const Result<void> durable = make_durable_locked();
-  return durable.has_error() ? to_errno(durable.error()) : 0;
+  const Result<void> flushed = flush_log();
+  return flushed.has_error() ? to_errno(flushed.error()) : 0;
 }
 
 bool CapturedDatabase::journal_open() {
@@ -272,6 +272,7 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
     const bool is_new = database_->page_count() == 0;
     if (marked || !trust_position || is_new) {
       unjournaled_ = marked;
+      file_captured_ = true;
       TRY(wal_.reconcile(is_new   ? "it is new here"
                          : marked ? "it was being written without a journal when the node died"
                                   : "its files are not those the node left"));

@@ -24,13 +24,21 @@ WalCapture::WalCapture(storage::Database& database, NodeId node, const CaptureOp
     : database_(database), node_(node), options_(options), counters_(counters) {}
 
 void WalCapture::set_wal(std::shared_ptr<File> wal) {
-  wal_ = std::move(wal);
+  {
+    MutexLock lock(files_mutex_);
+    wal_ = std::move(wal);
+  }
   overlay_.clear();
+}
+
+void WalCapture::set_shm(std::shared_ptr<const ShmView> shm) {
+  MutexLock lock(files_mutex_);
+  shm_ = std::move(shm);
 }
 
 void WalCapture::set_shm_present(bool present) {
   shm_present_ = present;
-  shm_.reset();
+  set_shm(nullptr);
 }
 
 void WalCapture::resume(const WalPosition& position) {
@@ -50,9 +58,29 @@ void WalCapture::forget() {
   overlay_.clear();
 }
 
-std::uint64_t WalCapture::captured_bytes() const {
-  if (wal_ == nullptr || !header_known_ || position_.frame == 0) return 0;
-  return sqlite::frame_offset(header_.page_size, position_.frame + 1);
+// With synchronous=FULL the sync comes before the commit is published, so what the index says is where to look from.
+std::optional<WalPosition> WalCapture::end_of_chain(const WalPosition& known) const {
+  std::shared_ptr<File> wal;
+  std::shared_ptr<const ShmView> shm;
+  {
+    MutexLock lock(files_mutex_);
+    wal = wal_;
+    shm = shm_;
+  }
+  if (wal == nullptr) return std::nullopt;
+  const auto header = sqlite::read_wal_header(*wal);
+  if (header.has_error()) return std::nullopt;
+  WalPosition start = header->salts == known.salts ? known : WalPosition{header->salts, 0, header->checksum};
+  if (shm != nullptr && shm->liveness() == Liveness::live) {
+    const auto index = shm->read();
+    const bool published = index.has_value() && index->state == HeaderState::valid && index->header.mx_frame > start.frame;
+    if (published && index->header.salts == header->salts)
+      start = {header->salts, index->header.mx_frame, index->header.frame_checksum};
+  }
+  const auto scan =
+      sqlite::scan_wal(*wal, *header, start, [](const sqlite::ScannedFrame&) -> Result<void> { return {}; });
+  if (scan.has_error()) return std::nullopt;
+  return scan->end;
 }
 
 Error WalCapture::alarm(std::string message) {
@@ -89,7 +117,8 @@ Result<void> WalCapture::capture(Reason reason) {
 
 Result<void> WalCapture::capture_live(const IndexState& index, Reason reason) {
   const sqlite::WalIndexHeader& live = index.header;
-  if (reason == Reason::backfill && index.state == HeaderState::valid &&
+  const bool checkpoint = reason == Reason::backfill || reason == Reason::resize;
+  if (checkpoint && index.state == HeaderState::valid &&
       index.checkpoint.backfill_attempted > live.mx_frame) {
     // SQLite's WAL-reset bug (before 3.51.3): a checkpointer whose idea of mxFrame is from before the WAL was restarted.
     // Its backfill would count frames as copied that were never written. EIO makes it give up; nothing is lost.
@@ -347,10 +376,12 @@ Result<void> WalCapture::commit(Batch& batch, Reason reason) {
       return ByteView(page_buffer_);
     }
     // A page that the database grew over without writing it.
+    has_read_file_ = true;
     TRY(read_logical(pgno, page_buffer_));
     return ByteView(page_buffer_);
   };
   const auto read_old = [&](Pgno pgno) -> Result<ByteView> {
+    has_read_file_ = true;
     TRY(read_logical(pgno, old_page));
     return ByteView(old_page);
   };

@@ -19,11 +19,12 @@ namespace sluice::fuse {
 /// Why capture runs. Gates must not let the operation go on unless everything committed is captured.
 enum class Reason {
   tail,      ///< the poller saw a new header, or somebody asked for the position
-  backfill,  ///< gate: the database file is about to be written
+  backfill,  ///< gate: a page of the database file is about to be written
+  resize,    ///< gate: the database file is about to get another size, the last step of a complete backfill
   gate,      ///< gate: WAL truncation or removal, or a fsync
 };
 
-/// Everything here needs the database's commit lock.
+/// Everything here needs the database's commit lock, but what says otherwise.
 class WalCapture {
  public:
   WalCapture(storage::Database& database, NodeId node, const CaptureOptions& options, CaptureCounters& counters);
@@ -31,7 +32,7 @@ class WalCapture {
   /// The database file, for pages that are not in the WAL. Set before anything else; replaced when the name gets another file.
   void set_database_file(std::shared_ptr<const File> file) { database_file_ = std::move(file); }
   void set_wal(std::shared_ptr<File> wal);  ///< nullptr: removed
-  void set_shm(std::shared_ptr<const ShmView> shm) { shm_ = std::move(shm); }
+  void set_shm(std::shared_ptr<const ShmView> shm);
   /// An -shm file exists. While it does and set_shm has not been called for it, liveness is unknown.
   void set_shm_present(bool present);
   bool has_wal() const { return wal_ != nullptr; }
@@ -62,8 +63,16 @@ class WalCapture {
   Result<void> reconcile(std::string_view why);
 
   const sqlite::WalPosition& position() const { return position_; }
-  /// Bytes of the WAL that hold what is captured: what must be synced before it ships (I2).
-  std::uint64_t captured_bytes() const;
+  /// False: nothing of what is captured is in the WAL.
+  bool holds_captured() const { return wal_ != nullptr && header_known_ && position_.frame != 0; }
+  /// Last commit that the file holds now, captured or not, published or not; nullopt if that cannot be told. `known`: a
+  /// commit that it has held since. Thread-safe without the commit lock.
+  std::optional<sqlite::WalPosition> end_of_chain(const sqlite::WalPosition& known) const EXCLUDES(files_mutex_);
+
+  /// Captures since the last forget_file_reads() depend on pages of the database file, which a backfill overwrites: they
+  /// could not be made again. All others could, as long as the WAL is there.
+  bool has_read_file() const { return has_read_file_; }
+  void forget_file_reads() { has_read_file_ = false; }
 
  private:
   struct Entry {
@@ -107,6 +116,7 @@ class WalCapture {
   CaptureCounters& counters_;
 
   std::shared_ptr<const File> database_file_;
+  mutable Mutex files_mutex_;  ///< held, too, when wal_ and shm_ change; after the commit lock
   std::shared_ptr<File> wal_;
   std::shared_ptr<const ShmView> shm_;
   bool shm_present_ = false;
@@ -118,6 +128,7 @@ class WalCapture {
   bool zero_salt_seen_ = false;    ///< in this generation: the chain of checksums has a hole that SQLite made
   bool was_live_ = false;
   bool all_backfilled_ = false;
+  bool has_read_file_ = false;
   MonotonicTime behind_since_{};   ///< when the live index was first seen behind position_; zero: it is not
   WalOverlay overlay_;
   Batch batch_;

@@ -1,5 +1,6 @@
 // `sluice mount`: configuration, the node, the application beside it, signals.
 #include <malloc.h>
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -185,8 +186,17 @@ void bound_heap() {
   ::mallopt(M_MMAP_THRESHOLD, 1 << 20);  // large buffers go back to the system when they are freed
 }
 
+// Open databases take a handful of descriptors each, and the usual soft limit is for programs that use select(2).
+void raise_file_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int run_mount(const MountArguments& arguments) {
   bound_heap();
+  raise_file_limit();
   const ServiceManager service_manager;
   auto config = make_config(arguments);
   if (config.has_error()) {

@@ -1,0 +1,49 @@
+// I2: what leaves the node is in a WAL that is on disk.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <string_view>
+
+#include "tests/capture/capture_fixture.h"
+
+namespace {
+std::atomic<int> wal_syncs{0};
+}  // namespace
+
+extern "C" int fdatasync(int fd) {
+  std::array<char, 512> path{};
+  const ssize_t n = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path.data(), path.size());
+  const int rc = static_cast<int>(::syscall(SYS_fdatasync, fd));
+  if (n > 0 && std::string_view(path.data(), static_cast<std::size_t>(n)).ends_with("/a.db-wal")) ++wal_syncs;
+  return rc;
+}
+
+namespace sluice::fuse {
+namespace {
+
+class CaptureDurability : public CaptureFixture {};
+
+// SQLite syncs the header of a WAL that starts over, while the file behind it still has the frames of the generation before.
+TEST_F(CaptureDurability, ASyncOfTheWalCoversNoFramesThatComeLater) {
+  Session session(path("a.db"));
+  session.run("pragma journal_mode=wal; pragma synchronous=normal; pragma wal_autocheckpoint=0; create table t(x);");
+  session.run("insert into t select randomblob(900) from generate_series(1,500);");
+  session.run("pragma wal_checkpoint(restart);");
+  session.run("insert into t values(1);");
+  const auto database = store_->find("a.db");
+  ASSERT_NE(database, nullptr);
+  for (int i = 0; i < 20; ++i) {
+    const Txid before = txid("a.db");
+    const int syncs = wal_syncs;
+    session.run("insert into t values(2);");
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+    while (database->log().durable() <= before && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    ASSERT_GT(database->log().durable(), before);
+    ASSERT_GT(wal_syncs, syncs) << "shipped before its WAL was synced";
+  }
+}
+
+}  // namespace
+}  // namespace sluice::fuse
