@@ -116,8 +116,9 @@ bool process_uses(const std::string& proc, const std::string& path, dev_t device
 
 // A node that was killed leaves its mount behind; nobody can do anything in it any more.
 Result<void> detach_if_dead(const std::string& path) {
-  struct stat st {};
-  if (::stat(path.c_str(), &st) == 0 || (errno != ENOTCONN && errno != ECONNABORTED)) return boost::system::in_place_value;
+  // stat(2) is answered from attributes that the kernel remembers; statfs(2) always asks.
+  struct statfs answer {};
+  if (::statfs(path.c_str(), &answer) == 0 || (errno != ENOTCONN && errno != ECONNABORTED)) return boost::system::in_place_value;
   if (mounted_at(path).type != kType) return bad_mount_point(path, fmt::format("a dead mount is there; remove it with: umount -l {}", path));
   LOG_INFO("detaching the mount that a dead node left at {}", path);
   if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) != 0) return errno_error("umount " + path, errno);

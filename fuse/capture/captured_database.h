@@ -89,6 +89,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   Result<void> gate(Reason reason);
   Result<void> flush_log();
   Result<void> capture_rollback();
+  Result<void> capture_unannounced();
   Result<void> remember_old(std::uint64_t first_byte, std::uint64_t end_byte);
   Result<void> make_durable();
   bool wal_durable() const EXCLUDES(sync_mutex_);

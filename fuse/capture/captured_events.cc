@@ -130,7 +130,7 @@ Result<void> CapturedDatabase::capture_at_stop() {
     wal_.set_shm_present(false);
     if (!journal_active_) TRY(wal_.capture(Reason::gate));
     if (unjournaled_ && !journal_active_) {
-      TRY(capture_rollback());
+      TRY(capture_unannounced());
       dirty_.clear();
       clear_unjournaled();
     }
@@ -169,6 +169,13 @@ bool CapturedDatabase::unjournaled_pending() {
   return unjournaled_ && !failed_;
 }
 
+// With a WAL beside it the file is not what the database is.
+Result<void> CapturedDatabase::capture_unannounced() NO_THREAD_SAFETY_ANALYSIS {
+  if (!wal_.has_wal()) return capture_rollback();
+  file_captured_ = true;
+  return wal_.reconcile("its file was written without a journal, beside a WAL");
+}
+
 // A SHARED lock keeps SQLite's writers out while the pages are read (journal_mode MEMORY and OFF have no commit event).
 bool CapturedDatabase::capture_unjournaled() {
   storage::MountAccess* access = context_.access.load();
@@ -181,7 +188,7 @@ bool CapturedDatabase::capture_unjournaled() {
     MutexLock lock(database_->commit_mutex());
     if (!unjournaled_ || failed_) return true;
     if (journal_active_) return false;
-    const Result<void> captured = capture_rollback();
+    const Result<void> captured = capture_unannounced();
     if (captured.has_error()) {
       LOG_WARN("{}: {}", name(), captured.error().message);
       return false;

@@ -3,6 +3,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "tests/capture/capture_fixture.h"
 
 namespace sluice::fuse {
@@ -160,6 +163,32 @@ TEST_F(CaptureTest, CopyingADatabaseInImportsIt) {
   const Pos before = store_->find("in.db")->pos();
   ASSERT_EQ(shell("sqlite3 " + dir_ + "/outside.db \"delete from t where rowid>100; vacuum;\" && cp " + dir_ + "/outside.db " + path("in.db")), 0);
   while (store_->find("in.db")->pos() == before && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  expect_same("in.db");
+}
+
+// What was written to the file is not what the database is, once there is a WAL beside it.
+TEST_F(CaptureTest, CopyingADatabaseInWithItsWal) {
+  const std::string outside = dir_ + "/outside.db";
+  ASSERT_EQ(shell("sqlite3 " + outside + " 'pragma journal_mode=wal; create table t(x); pragma wal_checkpoint(truncate); "
+                  "insert into t select randomblob(500) from generate_series(1,3000);' '.shell cp " + outside + " " + dir_ +
+                  "/saved && cp " + outside + "-wal " + dir_ + "/saved-wal'"), 0);
+  const int writer = ::open(path("in.db").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);  // while it is open, nobody looks at the file
+  ASSERT_GE(writer, 0);
+  ASSERT_EQ(shell("cat " + dir_ + "/saved >> " + path("in.db") + " && cp " + dir_ + "/saved-wal " + path("in.db-wal")), 0);
+  Session session(path("in.db"));
+  session.run("select count(*) from t; insert into t values(1);");
+  ASSERT_FALSE(capture_->capture_now("in.db").has_error());
+  const std::uint32_t pages = store_->find("in.db")->page_count();
+  EXPECT_GT(pages, 300u);
+  const std::uint64_t before = capture_->counters().unjournaled.load();
+  ::close(writer);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (capture_->counters().unjournaled.load() == before && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
+  EXPECT_GT(capture_->counters().unjournaled.load(), before);
+  EXPECT_EQ(store_->find("in.db")->page_count(), pages);
+  session.run("insert into t values(2);");
+  session.kill();
   expect_same("in.db");
 }
 
