@@ -90,6 +90,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   Result<void> flush_log();
   Result<void> capture_rollback();
   Result<void> capture_unannounced();
+  Result<void> look_at_journal(const File& journal);
   Result<void> remember_old(std::uint64_t first_byte, std::uint64_t end_byte);
   Result<void> make_durable();
   bool wal_durable() const EXCLUDES(sync_mutex_);
@@ -108,7 +109,6 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   // All below: commit lock.
   WalCapture wal_;
   std::shared_ptr<File> file_;
-  std::shared_ptr<File> journal_;
   DirtyPages dirty_;
   bool journal_active_ = false;
   bool hot_journal_ = false;

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "fuse/capture/captured_database.h"
 #include "storage/mount_access.h"
+#include "storage/sqlite/freelist.h"
 #include "storage/sqlite/journal.h"
 
 namespace sluice::fuse {
@@ -239,9 +240,31 @@ bool CapturedDatabase::abandoned_journal() {
   return reserved.has_value() && !*reserved && journal_open();
 }
 
+// The transaction may be half written, or committed by a super-journal that is gone: its pages are compared at the next event.
+Result<void> CapturedDatabase::look_at_journal(const File& journal) NO_THREAD_SAFETY_ANALYSIS {
+  TRY_ASSIGN(const bool content, sqlite::journal_has_content(journal));
+  if (!content) return {};
+  const auto mark = [this](Pgno pgno) { dirty_.add(pgno.value(), pgno.value()); };
+  const auto summary = sqlite::scan_journal(journal, mark);
+  if (summary.has_error()) return {};
+  journal_active_ = true;
+  hot_journal_ = true;
+  TRY_ASSIGN(const std::uint64_t size, file_->size());
+  const std::uint32_t page_size = database_->page_size() != 0 ? database_->page_size() : summary->first.page_size;
+  const auto pages = static_cast<std::uint32_t>(size / page_size);
+  dirty_.add(1, 1);
+  if (pages > summary->first.original_pages) dirty_.add(summary->first.original_pages + 1, pages);
+  const auto free = sqlite::visit_free_leaves_before(*file_, journal, mark);
+  if (free.has_error()) {
+    LOG_WARN("{}; the whole database is compared when its journal is gone", free.error().message);
+    dirty_.add_all();
+  }
+  return {};
+}
+
 Result<void> CapturedDatabase::recover(bool trust_position) {
   TRY(open_files());
-  TRY_ASSIGN(journal_, open_backing("-journal"));
+  TRY_ASSIGN(const std::shared_ptr<File> journal, open_backing("-journal"));
   TRY_ASSIGN(const bool marked, context_.store.fs().exists(marker_path()));
   {
     MutexLock lock(database_->commit_mutex());
@@ -249,27 +272,7 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
       TRY(record_deletion());
       return {};
     }
-    if (journal_ != nullptr) {
-      // Its pages may be half written, or committed by a super-journal that is gone: compare them at the next event.
-      TRY_ASSIGN(const bool content, sqlite::journal_has_content(*journal_));
-      if (content) {
-        std::uint32_t highest = 0;
-        const auto summary = sqlite::scan_journal(*journal_, [&](Pgno pgno) {
-          dirty_.add(pgno.value(), pgno.value());
-          highest = std::max(highest, pgno.value());
-        });
-        if (summary.has_value()) {
-          journal_active_ = true;
-          hot_journal_ = true;
-          TRY_ASSIGN(const std::uint64_t size, file_->size());
-          const std::uint32_t page_size = database_->page_size() != 0 ? database_->page_size() : summary->first.page_size;
-          const auto pages = static_cast<std::uint32_t>(size / page_size);
-          dirty_.add(1, 1);
-          if (pages > summary->first.original_pages) dirty_.add(summary->first.original_pages + 1, pages);
-        }
-      }
-    }
-    journal_ = nullptr;
+    if (journal != nullptr) TRY(look_at_journal(*journal));
     wal_.resume(database_->wal_position());
     if (journal_active_) {
       // The last change set may be of this very transaction, which is about to be rolled back.

@@ -44,7 +44,7 @@ class PageSet {
 // pager_playback() of a hot journal, without the playing back.
 class JournalScanner {
  public:
-  JournalScanner(const File& journal, std::uint64_t size, FunctionRef<void(Pgno)> visit)
+  JournalScanner(const File& journal, std::uint64_t size, FunctionRef<void(Pgno, std::uint64_t)> visit)
       : journal_(journal), size_(size), visit_(visit) {}
 
   Result<JournalSummary> run() {
@@ -126,7 +126,7 @@ class JournalScanner {
     if (checksum(nonce) != load_be<std::uint32_t>(&record_[page_size + 4])) return false;
     seen_.insert(pgno);
     ++summary_.records;
-    visit_(Pgno(pgno));
+    visit_(Pgno(pgno), offset_ - record_.size() + 4);
     return true;
   }
 
@@ -142,7 +142,7 @@ class JournalScanner {
 
   const File& journal_;
   const std::uint64_t size_;
-  FunctionRef<void(Pgno)> visit_;
+  FunctionRef<void(Pgno, std::uint64_t)> visit_;
   JournalSummary summary_;
   std::uint64_t offset_ = 0;
   Bytes record_;
@@ -158,6 +158,10 @@ Result<bool> journal_has_content(const File& journal) {
 }
 
 Result<JournalSummary> scan_journal(const File& journal, FunctionRef<void(Pgno)> visit) {
+  return scan_journal_content(journal, [&](Pgno pgno, std::uint64_t) { visit(pgno); });
+}
+
+Result<JournalSummary> scan_journal_content(const File& journal, FunctionRef<void(Pgno, std::uint64_t)> visit) {
   TRY_ASSIGN(const std::uint64_t size, journal.size());
   TRY_ASSIGN(auto summary, JournalScanner(journal, size, visit).run());
   TRY_ASSIGN(auto name, read_super_journal_name(journal));

@@ -40,6 +40,9 @@ Result<bool> journal_has_content(const File& journal);
 /// end the scan as they end playback; nothing is allocated by what the file claims.
 Result<JournalSummary> scan_journal(const File& journal, FunctionRef<void(Pgno)> visit);
 
+/// The same; `visit` is also told where in the file the page's old content stands.
+Result<JournalSummary> scan_journal_content(const File& journal, FunctionRef<void(Pgno, std::uint64_t)> visit);
+
 /// The super-journal's name at the end of the journal, if a valid one is there.
 Result<std::optional<std::string>> read_super_journal_name(const File& journal);
 

@@ -23,6 +23,26 @@ class NoVirtualFiles final : public VirtualFiles {
   std::string position(std::string_view) override { return ""; }
 };
 
+/// Capture, with a test in the place of the operations.
+class Between final : public Observer {
+ public:
+  Between(Capture& capture, const std::function<int(const Op&)>& before) : capture_(capture), before_(before) {}
+  bool can_run_inline(const Op& op) override { return capture_.can_run_inline(op); }
+  int run(const Op& op, FunctionRef<int()> perform) override {
+    return capture_.run(op, [&] {
+      const int failed = before_ ? before_(op) : 0;
+      return failed != 0 ? failed : perform();
+    });
+  }
+  void opened(const Op& op) override { capture_.opened(op); }
+  void released(const Op& op) override { capture_.released(op); }
+  bool writable() const override { return true; }
+
+ private:
+  Capture& capture_;
+  const std::function<int(const Op&)>& before_;
+};
+
 Bytes read_all(const std::string& path) {
   auto content = read_file(real_file_system(), path, std::uint64_t{4} << 30);
   EXPECT_TRUE(content.has_value()) << content.error().to_string();
@@ -53,7 +73,8 @@ void CaptureFixture::start_node() {
   MountOptions options;
   options.mountpoint = mountpoint_;
   options.backing_dir = store_->fs_dir();
-  auto mount = Mount::start(options, *capture_, *virtual_files_, *pool_);
+  observer_ = std::make_unique<Between>(*capture_, before_operation_);
+  auto mount = Mount::start(options, *observer_, *virtual_files_, *pool_);
   ASSERT_TRUE(mount.has_value()) << mount.error().to_string();
   mount_ = std::move(*mount);
   const auto started = capture_->start(mount_->access());
@@ -66,6 +87,7 @@ void CaptureFixture::stop_node() {
   if (capture_) capture_->stop();
   if (pool_) pool_->stop();
   mount_.reset();
+  observer_.reset();
   capture_.reset();
   pool_.reset();
   store_.reset();

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/types.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -51,12 +52,17 @@ class CaptureFixture : public ::testing::Test {
   /// was checkpointed into it. Also integrity_check of the image.
   void expect_same(const std::string& name);
 
+  /// Called in the place of every operation that capture lets through; an errno fails it, 0 lets it happen. Set it while
+  /// nobody uses the mount.
+  std::function<int(const Op&)> before_operation_;
+
   std::string dir_;
   std::string data_;
   std::string mountpoint_;
   std::unique_ptr<storage::Store> store_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Capture> capture_;
+  std::unique_ptr<Observer> observer_;
   std::unique_ptr<VirtualFiles> virtual_files_;
   std::unique_ptr<Mount> mount_;
   CaptureOptions options_;

@@ -214,6 +214,21 @@ TEST_F(CaptureTest, KilledWriterLeavesAHotJournal) {
   expect_same("a.db");
 }
 
+// Pages from the freelist are overwritten without being journaled, and a rollback leaves them so.
+TEST_F(CaptureTest, RestartWithAHotJournalKnowsWhatWasWrittenOverFreePages) {
+  sql("a.db", "create table t(x); create table u(x); insert into u select randomblob(900) from generate_series(1,400); drop table u;");
+  {
+    Session session(path("a.db"));
+    session.run("pragma cache_size=2; pragma cache_spill=2; begin; insert into t select randomblob(900) from generate_series(1,200);");
+    session.kill();
+  }
+  ASSERT_TRUE(std::filesystem::exists(backing("a.db-journal")));
+  stop_node();
+  start_node();
+  EXPECT_EQ(sql("a.db", "select count(*) from t;"), "0\n");
+  expect_same("a.db");
+}
+
 TEST_F(CaptureTest, MultiDatabaseTransaction) {
   sql("a.db", "create table t(x);");
   sql("b.db", "create table t(x);");
