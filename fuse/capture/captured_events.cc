@@ -246,9 +246,14 @@ Result<void> CapturedDatabase::look_at_journal(const File& journal) NO_THREAD_SA
   if (!content) return {};
   const auto mark = [this](Pgno pgno) { dirty_.add(pgno.value(), pgno.value()); };
   const auto summary = sqlite::scan_journal(journal, mark);
-  if (summary.has_error()) return {};
+  if (summary.has_error() && summary.error().code == Errc::not_found) return {};
   journal_active_ = true;
   hot_journal_ = true;
+  if (summary.has_error()) {
+    LOG_WARN("{}; the whole database is compared when the journal is gone", summary.error().message);
+    dirty_.add_all();
+    return {};
+  }
   TRY_ASSIGN(const std::uint64_t size, file_->size());
   const std::uint32_t page_size = database_->page_size() != 0 ? database_->page_size() : summary->first.page_size;
   const auto pages = static_cast<std::uint32_t>(size / page_size);

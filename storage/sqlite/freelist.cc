@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <unordered_map>
+#include <unordered_set>
 
 namespace sluice::sqlite {
 namespace {
@@ -50,8 +51,9 @@ Result<void> visit_free_leaves_before(const File& database, const File& journal,
   };
   TRY_ASSIGN(const ByteView first, pages.read(1));
   auto trunk = load_be<std::uint32_t>(&first[kFirstTrunkAt]);
-  for (std::uint32_t seen = 0; trunk != 0; ++seen) {
-    if (trunk > header.original_pages || seen > header.original_pages) return bad(trunk);
+  std::unordered_set<std::uint32_t> seen;
+  while (trunk != 0) {
+    if (trunk > header.original_pages || !seen.insert(trunk).second) return bad(trunk);
     TRY_ASSIGN(const ByteView page, pages.read(trunk));
     const auto leaves = load_be<std::uint32_t>(&page[4]);
     if (leaves > (page.size() - kTrunkHeader) / 4) return bad(trunk);

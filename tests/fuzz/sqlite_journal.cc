@@ -3,7 +3,7 @@
 #include <set>
 
 #include "base/check.h"
-#include "storage/sqlite/journal.h"
+#include "storage/sqlite/freelist.h"
 #include "tests/fuzz/fuzz_input.h"
 #include "tests/unit/sqlite/builders.h"
 #include "tests/unit/sqlite/memory_file.h"
@@ -57,6 +57,10 @@ void check_scan(const Bytes& bytes) {
   CHECK(pages.empty() || *pages.rbegin() <= summary->first.original_pages);
   CHECK(std::uint64_t{visits} * (summary->first.page_size + 8) <= bytes.size());
   CHECK(summary->super_journal == name->value_or(""));
+  const auto free = visit_free_leaves_before(file, file, [&](Pgno pgno) {
+    CHECK(pgno.value() != 0 && pgno.value() <= summary->first.original_pages);
+  });
+  CHECK(free.has_value() || free.error().code == Errc::corrupt);
 }
 
 }  // namespace
