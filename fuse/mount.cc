@@ -154,6 +154,8 @@ void MountImpl::invalidate_virtual(const std::string& path) {
 
 }  // namespace
 
+Result<void> Mount::clear_mount_point(const std::string& mountpoint) { return detach_if_dead(mountpoint); }
+
 Result<std::unique_ptr<Mount>> Mount::start(const MountOptions& options, Observer& observer,
                                             VirtualFiles& virtual_files, ThreadPool& pool) {
   if (options.io == IoPath::plain)

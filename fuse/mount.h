@@ -36,6 +36,10 @@ class Mount {
                                               VirtualFiles& virtual_files, ThreadPool& pool);
   virtual ~Mount() = default;
 
+  /// Takes away what a node that died left mounted there, with the files it keeps open. Call it before looking for processes
+  /// that still use the data directory; start() does it, too.
+  static Result<void> clear_mount_point(const std::string& mountpoint);
+
   virtual storage::MountAccess& access() = 0;
 
   /// Unmounts. While clients have files open the mount point is busy: waits up to `wait_ms` (logging who), then detaches it

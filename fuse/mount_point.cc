@@ -114,6 +114,8 @@ bool process_uses(const std::string& proc, const std::string& path, dev_t device
   return false;
 }
 
+}  // namespace
+
 // A node that was killed leaves its mount behind; nobody can do anything in it any more.
 Result<void> detach_if_dead(const std::string& path) {
   // stat(2) is answered from attributes that the kernel remembers; statfs(2) always asks.
@@ -124,8 +126,6 @@ Result<void> detach_if_dead(const std::string& path) {
   if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) != 0) return errno_error("umount " + path, errno);
   return boost::system::in_place_value;
 }
-
-}  // namespace
 
 Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir) {
   TRY(detach_if_dead(path));

@@ -14,6 +14,10 @@ namespace sluice::fuse {
 /// Errc::invalid_argument: missing, no directory, not empty, a live mount of ours, or nested with `backing_dir` (absolute).
 Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir);
 
+/// Detaches the mount at `path` if it is ours and its node is dead: it can do nothing but keep files of the data directory
+/// open. Errc::invalid_argument: a dead mount of somebody else.
+Result<void> detach_if_dead(const std::string& path);
+
 /// Opens /dev/fuse and mounts it at `path`; the returned descriptor is the connection. Errc::unsupported: no /dev/fuse, no
 /// CAP_SYS_ADMIN.
 Result<UniqueFd> mount_fuse(const std::string& path, bool allow_other);

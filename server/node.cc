@@ -257,6 +257,7 @@ Result<void> NodeImpl::start_primary() {
     return open_in_child(config_.mountpoint + "/" + database, [this] { return stopping_.load(); });
   };
   capture_ = fuse::Capture::create(*store_, pool_, capture_options);
+  TRY(fuse::Mount::clear_mount_point(config_.mountpoint));
   TRY(capture_->recover());
   TRY(mount(*capture_));
   return capture_->start(mount_->access());
@@ -347,7 +348,7 @@ NodeStatus NodeImpl::status() const {
   s.mountpoint = config_.mountpoint;
   s.data_dir = config_.data_dir;
   for (const auto& database : store_->list()) {
-    if (database->pos().txid == Txid(0)) continue;
+    if (database->pos().txid == Txid(0) && database->fault().empty()) continue;
     DatabaseStatus one = database_status(*database, store_->backing_path(database->name()));
     if (role_ == Role::replica) s.epoch = std::max(s.epoch, database->epoch());
     s.databases.push_back(std::move(one));

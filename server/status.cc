@@ -44,6 +44,7 @@ json::object database_json(const DatabaseStatus& d) {
                    {"durable", to_hex(d.durable.value())},
                    {"bytes", d.log_bytes}}}};
   put_name(o, d.name);
+  if (!d.fault.empty()) o["fault"] = clean_utf8(d.fault);
   if (d.applied) {
     o["applied_txid"] = to_hex(d.applied->txid.value());
     o["applied_checksum"] = to_hex(d.applied->checksum.value());
@@ -99,6 +100,7 @@ DatabaseStatus database_status(storage::Database& database, const std::string& b
   s.log_first = database.log().first_readable();
   s.durable = database.log().durable();
   s.log_bytes = database.log().size_bytes();
+  s.fault = database.fault();
   s.journal_mode = s.pages == 0 ? "deleted" : journal_mode(real_file_system(), backing_path);
   return s;
 }

@@ -86,6 +86,11 @@ std::string render(const json::object& status) {
                                human_bytes(log.at("bytes").to_number<double>()))});
   }
   out += "\n" + databases.render();
+  for (const json::value& v : status.at("databases").as_array()) {
+    const json::object& d = v.as_object();
+    if (d.contains("fault"))
+      out += fmt::format("\n{} is STOPPED: {}; restart the node after the cause is gone\n", text(d, "name"), text(d, "fault"));
+  }
   const json::value* replicas = status.if_contains("replicas");
   if (replicas == nullptr) return out;
   Table table({"REPLICA", "ADDRESS", "DATABASE", "DURABLE", "APPLIED", "BEHIND"});

@@ -88,6 +88,16 @@ Epoch Database::epoch() const { return state().epoch; }
 std::int64_t Database::timestamp_ms() const { return state().timestamp_ms; }
 sqlite::WalPosition Database::wal_position() const { return state().wal; }
 
+std::string Database::fault() const {
+  MutexLock lock(state_mutex_);
+  return fault_;
+}
+
+void Database::set_fault(std::string why) {
+  MutexLock lock(state_mutex_);
+  fault_ = std::move(why);
+}
+
 Result<std::optional<Pos>> Database::commit(const CommitInput& input, Epoch epoch, NodeId node) {
   CHECK(valid_page_size(input.page_size) || input.commit == 0);
   ChangeSetWriter writer(*this, input, epoch, node);

@@ -80,6 +80,10 @@ class Database {
   /// Where capture stood when the last change set was made.
   sqlite::WalPosition wal_position() const EXCLUDES(state_mutex_);
   bool deleted() const { return page_count() == 0; }
+  /// Why this node no longer accepts or applies changes of the database until it is restarted; empty: it does. For people;
+  /// who sets it refuses the operations itself. Thread-safe.
+  std::string fault() const EXCLUDES(state_mutex_);
+  void set_fault(std::string why) EXCLUDES(state_mutex_);
 
   /// Serialises everything that moves the position or needs it to stand still. Held over file I/O (reads of pages, appends
   /// to the log), never over network, FUSE requests or the answer to one.
@@ -151,6 +155,7 @@ class Database {
 
   mutable Mutex state_mutex_;
   State state_ GUARDED_BY(state_mutex_);
+  std::string fault_ GUARDED_BY(state_mutex_);
   std::atomic<DatabaseObserver*> observer_{nullptr};
 };
 

@@ -125,7 +125,7 @@ Result<void> CaptureImpl::recover() {
   for (const std::string& name : names) {
     TRY_ASSIGN(const DatabasePtr database, open_database(name));
     const Result<void> recovered = database->recover(clean.trusts(context_.store, name));
-    if (recovered.has_error()) return with_context("recovering " + name, recovered.error());
+    if (recovered.has_error()) database->refuse(recovered.error());  // the others can be served
   }
   return {};
 }

@@ -54,6 +54,7 @@ Result<void> CapturedDatabase::open_files() {
 Result<void> CapturedDatabase::fail(Error error) {
   failed_ = true;
   failure_ = error.message;
+  database_->set_fault(error.message);
   LOG_ERROR("{}: stopped: {}; restart the node after the cause is gone", name(), error.message);
   return error;
 }

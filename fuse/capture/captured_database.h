@@ -36,6 +36,8 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   /// Start-up, nobody connected: what was committed while nobody captured. `trust_position`: the files are those that the
   /// last run left.
   Result<void> recover(bool trust_position);
+  /// Start-up failed for this database: its operations fail, too, until the next start. The others are served.
+  void refuse(const Error& error);
   bool has_hot_journal() const { return hot_journal_; }
   /// A rollback transaction is open and nobody holds its RESERVED lock: its process died. Pool threads only.
   bool abandoned_journal();
@@ -90,6 +92,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   Result<void> flush_log();
   Result<void> capture_rollback();
   Result<void> capture_unannounced();
+  Result<void> reconcile(std::string_view why);
   Result<void> look_at_journal(const File& journal);
   Result<void> remember_old(std::uint64_t first_byte, std::uint64_t end_byte);
   Result<void> make_durable();

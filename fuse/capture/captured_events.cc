@@ -108,8 +108,7 @@ Result<void> CapturedDatabase::capture_and_sync() {
       if (file_ == nullptr) {
         TRY(record_deletion());
       } else if (!journal_active_) {
-        TRY(wal_.reconcile("its file was replaced"));
-        file_captured_ = true;
+        TRY(reconcile("its file was replaced"));
       }
       needs_reconcile_ = false;
     }
@@ -173,8 +172,24 @@ bool CapturedDatabase::unjournaled_pending() {
 // With a WAL beside it the file is not what the database is.
 Result<void> CapturedDatabase::capture_unannounced() NO_THREAD_SAFETY_ANALYSIS {
   if (!wal_.has_wal()) return capture_rollback();
+  return reconcile("its file was written without a journal, beside a WAL");
+}
+
+// A file that is no database is left alone: SQLite says so to whoever opens it, and once it is one again all of it is compared.
+Result<void> CapturedDatabase::reconcile(std::string_view why) NO_THREAD_SAFETY_ANALYSIS {
+  Result<void> compared = wal_.reconcile(why);
+  file_unreadable_ = compared.has_error() && compared.error().code == Errc::unsupported;
+  if (file_unreadable_) {
+    LOG_WARN("{}; replicas stay at {}", compared.error().message, database_->pos());
+    return {};
+  }
   file_captured_ = true;
-  return wal_.reconcile("its file was written without a journal, beside a WAL");
+  return compared;
+}
+
+void CapturedDatabase::refuse(const Error& error) {
+  MutexLock lock(database_->commit_mutex());
+  (void)fail(error);
 }
 
 // A SHARED lock keeps SQLite's writers out while the pages are read (journal_mode MEMORY and OFF have no commit event).
@@ -287,15 +302,19 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
     const bool is_new = database_->page_count() == 0;
     if (marked || !trust_position || is_new) {
       unjournaled_ = marked;
-      file_captured_ = true;
-      TRY(wal_.reconcile(is_new   ? "it is new here"
-                         : marked ? "it was being written without a journal when the node died"
-                                  : "its files are not those the node left"));
+      TRY(reconcile(is_new   ? "it is new here"
+                    : marked ? "it was being written without a journal when the node died"
+                             : "its files are not those the node left"));
       clear_unjournaled();
     } else {
       // Whatever the last run left of the -shm: nobody is connected now.
       wal_.set_shm_present(false);
       TRY(wal_.capture(Reason::gate));
+      TRY_ASSIGN(const FileSummary file, summarise(file_.get()));
+      if (!file.is_database && file.size != 0) {
+        file_unreadable_ = true;
+        LOG_WARN("{}: the file is no SQLite database any more; replicas stay at {}", name(), database_->pos());
+      }
     }
   }
   TRY(open_files());

@@ -73,7 +73,8 @@ Result<void> refuse_orphans(storage::Store& store) {
       if (system_clock().now() > deadline) {
         return make_error(Errc::in_use, store.backing_path(path) +
                                             " is still open in a process that used an earlier mount of this data directory; "
-                                            "stop that process (fuser -v FILE names it) and start again");
+                                            "stop that process (fuser -v FILE names it, or lsof +D of the old mount point if it has its working "
+                                            "directory there) and start again");
       }
       std::this_thread::sleep_until(std::chrono::steady_clock::now() + pause);
       pause = std::min(pause * 2, std::chrono::milliseconds(200));

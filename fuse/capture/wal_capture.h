@@ -59,7 +59,8 @@ class WalCapture {
 
   /// Content of the page as of the database's position; `out` is one page.
   Result<void> read_page(Pgno pgno, ByteSpan out);
-  /// What SQLite would read now, whole: compares every page and makes one change set of the differences.
+  /// What SQLite would read now, whole: compares every page and makes one change set of the differences. Errc::unsupported:
+  /// the file is no database; nothing has changed.
   Result<void> reconcile(std::string_view why);
 
   const sqlite::WalPosition& position() const { return position_; }

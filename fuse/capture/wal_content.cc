@@ -127,7 +127,7 @@ Result<void> WalCapture::reconcile(std::string_view why) {
   if (content.entries.empty()) {
     TRY_ASSIGN(const FileSummary file, summarise(database_file_.get()));
     if (!file.is_database && file.size != 0) {
-      return make_error(Errc::corrupt, database_.name() + ": the file is no SQLite database any more; it is not replicated");
+      return make_error(Errc::unsupported, database_.name() + ": the file is no SQLite database any more");
     }
     page_size = file.page_size;
     content.commit = file.pages;

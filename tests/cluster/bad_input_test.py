@@ -3,10 +3,22 @@
 import json
 import os
 import socket
+import sqlite3
+import subprocess
+import sys
 import unittest
 
-from cases import ClusterCase, connect, fill, wait_same_position, wait_until
+from cases import ClusterCase, connect, count, fill, integrity, wait_same_position, wait_until
 from nodes import free_port
+
+
+HOLD_OPEN = """
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1])
+db.execute("SELECT count(*) FROM t").fetchone()
+print("open", flush=True)
+time.sleep(600)
+"""
 
 
 class Configuration(ClusterCase):
@@ -107,6 +119,64 @@ class Resources(ClusterCase):
         fill(db, 10)
         wait_same_position(primary, replica, "real.db")
         self.assertEqual([d["name"] for d in primary.status()["databases"]], ["real.db"])
+
+    def damaged_restart(self, damage, mode="wal"):
+        """Two databases on a pair; the primary is killed, the backing file of one damaged, the primary started again."""
+        primary, replica = self.pair()
+        for name in ("a.db", "other.db"):
+            db = connect(primary.path(name))
+            db.execute(f"PRAGMA journal_mode={mode}")
+            db.execute("PRAGMA wal_autocheckpoint=0")
+            fill(db, 300)
+            if name == "other.db":
+                db.close()
+            else:
+                holder = subprocess.Popen([sys.executable, "-c", HOLD_OPEN, primary.path(name)], stdout=subprocess.PIPE)
+                self.addCleanup(holder.stdout.close)
+                self.addCleanup(holder.wait)
+                self.addCleanup(holder.kill)
+                self.assertEqual(holder.stdout.readline(), b"open\n")
+                db.close()
+            wait_same_position(primary, replica, name)
+        primary.kill()
+        holder.kill()
+        holder.wait()
+        damage(os.path.join(primary.data, "fs", "a.db"))
+        primary.start()
+        db = connect(primary.path("other.db"))
+        self.addCleanup(db.close)
+        fill(db, 10, start=300)
+        wait_same_position(primary, replica, "other.db")
+        return primary, replica
+
+    def test_corrupt_header(self):
+        def damage(path):
+            os.unlink(path + "-wal")
+            with open(path, "r+b") as file:
+                file.write(b"garbage!" * 16)
+
+        primary, replica = self.damaged_restart(damage)
+        with self.assertRaisesRegex(sqlite3.DatabaseError, "not a database"):
+            count(primary.path("a.db"))
+        self.assertEqual(count(replica.path("a.db")), 300)
+        with open(primary.log_path, encoding="utf-8") as log:
+            self.assertIn("a.db: the file is no SQLite database any more; replicas stay at", log.read())
+        source = self.database_file("good.db", rows=7)
+        with open(source, "rb") as good, open(primary.path("a.db"), "wb") as file:
+            file.write(good.read())
+        wait_until(lambda: count(replica.path("a.db")) == 7, 30, "a good copy goes to the replica")
+        wait_same_position(primary, replica, "a.db")
+
+    def test_truncated_wal(self):
+        def damage(path):
+            os.truncate(path + "-wal", os.path.getsize(path + "-wal") // 2)
+
+        primary, replica = self.damaged_restart(damage)
+        rows = count(primary.path("a.db"))
+        self.assertLess(rows, 300)
+        wait_same_position(primary, replica, "a.db")
+        self.assertEqual(count(replica.path("a.db")), rows)
+        self.assertEqual(integrity(replica.path("a.db")), "ok")
 
 
 class Network(ClusterCase):

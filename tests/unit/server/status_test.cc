@@ -92,12 +92,17 @@ TEST(StatusTable, BothRoles) {
   const auto primary = status_table(status_json(primary_status()));
   ASSERT_TRUE(primary) << primary.error().message;
   EXPECT_THAT(*primary, HasSubstr("role      primary"));
+  EXPECT_THAT(*primary, Not(HasSubstr("STOPPED")));
   EXPECT_THAT(*primary, HasSubstr("tenants/42.db  10    8000000000000001  2.0 MiB"));
   EXPECT_THAT(*primary, HasSubstr("beta     10.0.0.2:4000  tenants/42.db  f        e        2"));
   const auto replica = status_table(status_json(replica_status()));
   ASSERT_TRUE(replica) << replica.error().message;
   EXPECT_THAT(*replica, HasSubstr("primary   alpha (http://alpha:20202), NOT connected: connection refused"));
   EXPECT_THAT(*replica, HasSubstr("lag       unknown"));
+  NodeStatus stopped = primary_status();
+  stopped.databases[0].fault = "fsync of its WAL failed";
+  EXPECT_THAT(*status_table(status_json(stopped)), HasSubstr("tenants/42.db is STOPPED: fsync of its WAL failed"));
+  EXPECT_THAT(metrics_text(stopped), HasSubstr("sluice_db_stopped{db=\"tenants/42.db\"} 1\n"));
   EXPECT_TRUE(status_table("[]").has_error());
   EXPECT_TRUE(status_table("{}").has_error());
 }
