@@ -79,6 +79,27 @@ class TwoNodes(ClusterCase):
             b.write(a.read())
         self.assertEqual(integrity(out), "ok")
 
+    def test_database_beyond_the_lock_page(self):
+        primary, replica = self.pair()
+        pages = (1 << 30) // 65536 + 20
+        with open(self.database_file("small.db", rows=5, page_size=65536), "rb") as file:
+            content = bytearray(file.read())
+        content[28:32] = pages.to_bytes(4, "big")  # the rest is never used, and on no freelist
+        with open(primary.path("big.db"), "wb") as file:
+            file.write(content)
+            file.truncate(pages * 65536)
+        wait_until(lambda: primary.position("big.db"), 60, "the file is captured")
+        wait_same_position(primary, replica, "big.db", 60)
+        for number, mode in enumerate(("delete", "wal")):
+            db = connect(primary.path("big.db"))
+            db.execute(f"PRAGMA journal_mode={mode}")
+            fill(db, 5000, start=5000 * (number + 1))
+            db.close()
+            wait_same_position(primary, replica, "big.db")
+        self.assertEqual(count(replica.path("big.db")), 10005)
+        for node in (primary, replica):
+            self.sluice("verify", "--url", node.url, "big.db")
+
     def test_status_of_both(self):
         primary, replica = self.pair()
         db = connect(primary.path("a.db"))
