@@ -216,9 +216,9 @@ int CaptureImpl::rename(const Op& op, FunctionRef<int()> perform) {
   const std::string from(op.path);
   const std::string to(op.new_path);
   const std::vector<DatabasePtr> moved = op.file == FileKind::directory ? below(from) : std::vector<DatabasePtr>{};
-  for (const DatabasePtr& database : moved) (void)database->capture_and_sync();
+  for (const DatabasePtr& database : moved) (void)database->capture_and_sync(false);
   const DatabasePtr source = op.file == FileKind::directory ? nullptr : database_of(op);
-  if (source != nullptr) (void)source->capture_and_sync();
+  if (source != nullptr) (void)source->capture_and_sync(false);
   const int rc = perform();
   if (rc != 0) return rc;
   for (const DatabasePtr& database : moved) {

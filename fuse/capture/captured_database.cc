@@ -134,12 +134,10 @@ void CapturedDatabase::ensure_shm_view() {
   wal_.set_shm(std::move(view));
 }
 
-// I1, capture before backfill: nothing proceeds before every committed frame is captured, and nothing that could make a frame
-// unreadable before it is in the durable log. A WRITE cannot: see docs/decisions/0003.
+// I1, capture before backfill: nothing proceeds before every committed frame is in the durable log.
 Result<void> CapturedDatabase::gate(Reason reason) NO_THREAD_SAFETY_ANALYSIS {
   if (!wal_.has_wal()) return {};
   TRY(wal_.capture(reason));
-  if (reason == Reason::backfill && !wal_.has_read_file()) return {};
   return flush_log();
 }
 
@@ -148,7 +146,6 @@ Result<void> CapturedDatabase::flush_log() NO_THREAD_SAFETY_ANALYSIS {
     auto flushed = database_->log().flush();
     if (flushed.has_error()) return fail(std::move(flushed).error());
   }
-  wal_.forget_file_reads();
   return {};
 }
 
@@ -202,10 +199,7 @@ Result<void> CapturedDatabase::make_durable() {
   if (synced.has_error()) return fail(std::move(synced).error());
   if (wal != nullptr) durable_captured_ = position;
   if (file != nullptr) file_changes_synced_ = std::max(file_changes_synced_, file_changes);
-  if (database_->pos().txid == captured) {
-    file_captured_ = false;
-    wal_.forget_file_reads();
-  }
+  if (database_->pos().txid == captured) file_captured_ = false;
   return {};
 }
 
@@ -222,7 +216,7 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
       wal_.set_database_file(file_);
     }
     const Pos before = database_->pos();
-    const Result<void> gated = gate(op.kind == OpKind::write ? Reason::backfill : Reason::resize);
+    const Result<void> gated = gate(Reason::backfill);
     if (gated.has_error()) return to_errno(gated.error());
     notify = database_->pos() != before;
     const bool backfill = wal_.has_wal() && !journal_active_ && wal_.position().frame != 0;
@@ -239,14 +233,11 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
   return rc;
 }
 
-// A checkpoint is over with the sync of the file it wrote; a rollback transaction may commit after it.
 int CapturedDatabase::sync_database(FunctionRef<int()> perform) {
   std::uint64_t covered = 0;
   {
     MutexLock lock(database_->commit_mutex());
     if (failed_) return EIO;
-    const Result<void> flushed = flush_log();
-    if (flushed.has_error()) return to_errno(flushed.error());
     covered = file_changes_;
   }
   const int rc = perform();
@@ -409,7 +400,7 @@ int CapturedDatabase::remove_wal(const Op& op, FunctionRef<int()> perform) {
       }
     }
     made = database_->pos() != before || needs_reconcile_;
-    if (wal_.has_read_file()) file_captured_ = true;
+    if (made && op.kind == OpKind::unlink) file_captured_ = true;  // what came after the gate was read from the file
   }
   if (made) schedule_capture();
   return rc;

@@ -57,8 +57,9 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
 
   /// For the poller's thread: would a capture find anything?
   bool poll();
-  /// Captures what is committed and makes it durable. Pool threads only (may open files through the mount).
-  Result<void> capture_and_sync();
+  /// Captures what is committed and makes it durable. Pool threads only (may open files through the mount). `may_open`: false
+  /// for who has a request of the kernel in hand that holds a directory's lock, which opening a file may need.
+  Result<void> capture_and_sync(bool may_open = true);
   /// The mount is gone and nobody is connected: captures the rest and syncs the page checksums.
   Result<void> capture_at_stop();
   /// Writes without a journal: captures them if nobody is in the middle of writing. False: try again later.

@@ -83,7 +83,7 @@ void CapturedDatabase::content_replaced() {
     needs_reconcile_ = true;
     if (opened.has_error()) LOG_WARN("{}: {}", name(), opened.error().message);
   }
-  const Result<void> captured = capture_and_sync();
+  const Result<void> captured = capture_and_sync(false);  // the rename that did it is still under way
   if (captured.has_error()) LOG_WARN("{}: {}", name(), captured.error().message);
 }
 
@@ -97,8 +97,8 @@ bool CapturedDatabase::poll() {
   return found && !failed;
 }
 
-Result<void> CapturedDatabase::capture_and_sync() {
-  ensure_shm_view();
+Result<void> CapturedDatabase::capture_and_sync(bool may_open) {
+  if (may_open) ensure_shm_view();
   bool behind = false;
   bool maintain = false;
   {
@@ -318,6 +318,11 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
     }
   }
   TRY(open_files());
+  {
+    // Until somebody opens the -shm through this mount nobody is connected: refuse_orphans() has seen to the mounts before.
+    MutexLock lock(database_->commit_mutex());
+    wal_.set_shm_present(false);
+  }
   return make_durable();
 }
 

@@ -117,8 +117,7 @@ Result<void> WalCapture::capture(Reason reason) {
 
 Result<void> WalCapture::capture_live(const IndexState& index, Reason reason) {
   const sqlite::WalIndexHeader& live = index.header;
-  const bool checkpoint = reason == Reason::backfill || reason == Reason::resize;
-  if (checkpoint && index.state == HeaderState::valid &&
+  if (reason == Reason::backfill && index.state == HeaderState::valid &&
       index.checkpoint.backfill_attempted > live.mx_frame) {
     // SQLite's WAL-reset bug (before 3.51.3): a checkpointer whose idea of mxFrame is from before the WAL was restarted.
     // Its backfill would count frames as copied that were never written. EIO makes it give up; nothing is lost.
@@ -376,12 +375,10 @@ Result<void> WalCapture::commit(Batch& batch, Reason reason) {
       return ByteView(page_buffer_);
     }
     // A page that the database grew over without writing it.
-    has_read_file_ = true;
     TRY(read_logical(pgno, page_buffer_));
     return ByteView(page_buffer_);
   };
   const auto read_old = [&](Pgno pgno) -> Result<ByteView> {
-    has_read_file_ = true;
     TRY(read_logical(pgno, old_page));
     return ByteView(old_page);
   };

@@ -19,8 +19,7 @@ namespace sluice::fuse {
 /// Why capture runs. Gates must not let the operation go on unless everything committed is captured.
 enum class Reason {
   tail,      ///< the poller saw a new header, or somebody asked for the position
-  backfill,  ///< gate: a page of the database file is about to be written
-  resize,    ///< gate: the database file is about to get another size, the last step of a complete backfill
+  backfill,  ///< gate: the database file is about to be written or to get another size
   gate,      ///< gate: WAL truncation or removal, or a fsync
 };
 
@@ -69,11 +68,6 @@ class WalCapture {
   /// Last commit that the file holds now, captured or not, published or not; nullopt if that cannot be told. `known`: a
   /// commit that it has held since. Thread-safe without the commit lock.
   std::optional<sqlite::WalPosition> end_of_chain(const sqlite::WalPosition& known) const EXCLUDES(files_mutex_);
-
-  /// Captures since the last forget_file_reads() depend on pages of the database file, which a backfill overwrites: they
-  /// could not be made again. All others could, as long as the WAL is there.
-  bool has_read_file() const { return has_read_file_; }
-  void forget_file_reads() { has_read_file_ = false; }
 
  private:
   struct Entry {
@@ -129,7 +123,6 @@ class WalCapture {
   bool zero_salt_seen_ = false;    ///< in this generation: the chain of checksums has a hole that SQLite made
   bool was_live_ = false;
   bool all_backfilled_ = false;
-  bool has_read_file_ = false;
   MonotonicTime behind_since_{};   ///< when the live index was first seen behind position_; zero: it is not
   WalOverlay overlay_;
   Batch batch_;

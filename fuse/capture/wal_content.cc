@@ -116,7 +116,6 @@ Result<WalCapture::Content> WalCapture::current_content() {
 Result<void> WalCapture::reconcile(std::string_view why) {
   LOG_WARN("{}: {}; comparing the whole database with what was captured", database_.name(), why);
   counters_.reconciliations.fetch_add(1, std::memory_order_relaxed);
-  has_read_file_ = true;
   TRY_ASSIGN(Content content, current_content());
   // From here on read_frame_page checks frames against the generation in the file.
   position_ = content.end;
@@ -179,7 +178,6 @@ Result<void> WalCapture::after_wal_removal(FunctionRef<Result<std::uint32_t>()> 
   set_wal(nullptr);
   forget();
   if (clean || database_file_ == nullptr) return {};
-  has_read_file_ = true;
   if (listed.has_error()) return reconcile(listed.error().message);
   TRY_ASSIGN(const std::uint32_t commit, page_count_of_file());
   page_buffer_.resize(page_size);

@@ -262,6 +262,26 @@ TEST_F(CaptureTest, RemovedWalTakesReplicasBackToo) {
   EXPECT_EQ(sql("a.db", "select count(*) from t;"), "0\n");
 }
 
+// The kernel holds the directory's lock while it waits for a removal: nothing that needs the lock may be waited for. Right after
+// a start the kernel knows no file of the directory yet.
+TEST_F(CaptureTest, WhatADeadProcessLeftCanBeRemovedAfterARestart) {
+  {
+    Session session(path("a.db"));
+    session.run("pragma journal_mode=wal; pragma wal_autocheckpoint=0; create table t(x); insert into t values(1);");
+    session.kill();
+  }
+  ASSERT_TRUE(std::filesystem::exists(backing("a.db-shm")));
+  stop_node();
+  start_node();
+  // Nobody has opened the -shm through this mount, so nobody is connected, and there is nothing to look up.
+  ASSERT_FALSE(capture_->capture_now("a.db").has_error());
+  auto counts = mount_->request_counts();
+  EXPECT_EQ(counts["LOOKUP"], 0u);
+  EXPECT_EQ(counts["OPEN"], 0u);
+  EXPECT_EQ(shell("timeout -s KILL 20 rm " + path("a.db-wal")), 0);
+  EXPECT_EQ(shell("timeout -s KILL 20 rm " + path("a.db-shm")), 0);
+}
+
 TEST_F(CaptureTest, RestartGoesOnWhereItStopped) {
   sql("a.db", "pragma journal_mode=wal; create table t(x); insert into t values(1);");
   sql("b.db", "create table t(x); insert into t values(1);");
