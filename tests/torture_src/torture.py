@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from clients import Client, hash_seed  # noqa: E402
 from events import DECK, Events  # noqa: E402
 from layout import make_clients, make_databases  # noqa: E402
-from nodes import Node, TestFailure, end_on_signals  # noqa: E402
+from nodes import Node, TestFailure, end_on_signals, wait_until  # noqa: E402
 from oracle import Oracle  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
