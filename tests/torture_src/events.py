@@ -70,6 +70,8 @@ class Events:
         torture.run_for(self.random.choice([0, 0, 0.02, 0.2]))
         for client in torture.on_node(number):
             client.kill()
+        if number == 0:
+            torture.let_fragile_go()
         node.detach_dead()
 
     def _revive_node(self, number):
@@ -81,6 +83,7 @@ class Events:
             torture.replica.wait_ready()
         else:
             torture.recreate_fragile_databases()
+            torture.hold_fragile()
         for client in torture.on_node(number):
             client.start()
 
@@ -102,6 +105,8 @@ class Events:
 
     def _restart(self, number, between=lambda: None):
         torture = self.torture
+        if number == 0:
+            torture.quit_clients_of_primary()
         for client in torture.on_node(number):
             client.quit()
         torture.outage_begins(number)

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +23,14 @@ from nodes import Node, TestFailure, end_on_signals, wait_until  # noqa: E402
 from oracle import Oracle  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
+HOLDER = """
+import signal, sqlite3, sys
+connections = [sqlite3.connect(path, timeout=60) for path in sys.argv[1:]]
+for connection in connections:
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+print("connected", flush=True)
+signal.pause()
+"""
 STUCK_SECONDS = 90  # a writer that is not paused commits something in this time
 CHECK_EVERY_SECONDS = 15
 
@@ -38,6 +47,7 @@ class Torture:
         self.databases = make_databases(self.random)
         self.oracle = Oracle(options.worker, directory)
         self.clients = []
+        self.holder = None
         self.started = time.monotonic()
         for name in ("ledgers", "trails", "scratch", "primary"):
             os.makedirs(os.path.join(directory, name), exist_ok=True)
@@ -91,6 +101,33 @@ class Torture:
             if os.path.exists(ledger):
                 os.unlink(ledger)
             self.create_database(database)
+
+    def hold_fragile(self):
+        """Somebody is connected for as long as clients come and go: then nobody's first access is a recovery."""
+        paths = [self.path(database) for database in self.databases if database.fragile]
+        self.holder = subprocess.Popen([sys.executable, "-c", HOLDER, *paths], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        if self.holder.stdout.readline() != b"connected\n":
+            raise TestFailure("cannot connect to the fragile databases")
+
+    def let_fragile_go(self):
+        if self.holder is not None:
+            self.holder.kill()
+            self.holder.wait()
+            self.holder.stdout.close()
+            self.holder = None
+
+    def quit_clients_of_primary(self):
+        """In an orderly way: the fragile databases have nothing in their WAL when the last connection closes."""
+        writing = [client for client in self.on_node(0) if client.role != "reader" and not client.killed]
+        for client in writing:
+            if not client.paused.is_set():
+                client.pause()
+        for client in writing:
+            client.wait_paused()
+        self.empty_fragile_wals()
+        for client in self.on_node(0):
+            client.quit()
+        self.let_fragile_go()
 
     def empty_fragile_wals(self):
         """While somebody is connected: what the WAL of such a database holds must not need a recovery."""
@@ -152,9 +189,8 @@ class Torture:
         began = time.monotonic()
         self.oracle.check(self.databases, self.primary, self.replica, self.path)
         self.supervise()
-        for client in writing:
-            if not last:
-                client.resume()
+        for client in writing if not last else []:
+            client.resume()
         self.say(f"check {self.oracle.checks} passed in {time.monotonic() - began:.2f} s; {self.totals()}")
 
     def totals(self):
@@ -174,6 +210,7 @@ class Torture:
             from sabotage import sabotage_and_expect  # the oracle's own test
             sabotage_and_expect(self)
             return
+        self.hold_fragile()
         self.clients = make_clients(self)
         for client in self.clients:
             client.start()
@@ -197,7 +234,7 @@ class Torture:
     def finish(self):
         self.run_for(0.5)
         self.check(last=True)
-        self.empty_fragile_wals()
+        self.quit_clients_of_primary()
         for client in self.clients:
             client.quit()
         self.supervise()
@@ -219,7 +256,7 @@ class Torture:
     def close(self):
         """Ends every process that was started and unmounts; tries everything, then raises what failed first."""
         first = None
-        steps = [client.kill for client in self.clients]
+        steps = [client.kill for client in self.clients] + [self.let_fragile_go]
         steps += [self.proxy.close] if self.proxy is not None else []
         steps += [node.close for node in self.nodes]
         for step in steps:
