@@ -52,15 +52,15 @@ TEST_F(CaptureDurability, ARollbackTransactionShipsWhenItsJournalIsGone) {
   ASSERT_NE(database, nullptr);
   const Txid before = txid("a.db");
   std::atomic<int> removals{0};
-  before_operation_ = [&](const Op& op) {
+  before_operation([&](const Op& op) {
     if (op.kind != OpKind::unlink || op.file != FileKind::journal) return 0;
     EXPECT_EQ(database->log().last()->post.txid, before.next()) << "in the log before the commit";
     EXPECT_EQ(database->log().durable(), before) << "and not to be had";
     ++removals;
     return 0;
-  };
+  });
   sql("a.db", "insert into t values(2);");
-  before_operation_ = nullptr;
+  before_operation(nullptr);
   EXPECT_EQ(removals, 1);
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
   while (database->log().durable() == before && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
@@ -72,17 +72,17 @@ TEST_F(CaptureDurability, ACommitThatFailsIsTakenBackAndNeverShips) {
   const auto database = store_->find("a.db");
   const Txid before = txid("a.db");
   std::atomic<bool> failed{false};
-  before_operation_ = [&](const Op& op) {
+  before_operation([&](const Op& op) {
     if (op.kind != OpKind::unlink || op.file != FileKind::journal || failed.exchange(true)) return 0;
     return EIO;
-  };
+  });
   Session session(path("a.db"));
   const std::string answer = session.run("insert into t values('doomed');");
   EXPECT_TRUE(failed);
   EXPECT_NE(answer.find("disk I/O error"), std::string::npos) << answer;
   EXPECT_EQ(session.run("select * from t;"), "kept\n");
   session.run("insert into t values('next');");
-  before_operation_ = nullptr;
+  before_operation(nullptr);
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
   while (database->log().durable() < database->pos().txid && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
   EXPECT_EQ(database->log().durable(), database->pos().txid);

@@ -26,11 +26,13 @@ class NoVirtualFiles final : public VirtualFiles {
 /// Capture, with a test in the place of the operations.
 class Between final : public Observer {
  public:
-  Between(Capture& capture, const std::function<int(const Op&)>& before) : capture_(capture), before_(before) {}
+  Between(Capture& capture, std::function<std::function<int(const Op&)>()> before)
+      : capture_(capture), before_(std::move(before)) {}
   bool can_run_inline(const Op& op) override { return capture_.can_run_inline(op); }
   int run(const Op& op, FunctionRef<int()> perform) override {
     return capture_.run(op, [&] {
-      const int failed = before_ ? before_(op) : 0;
+      const auto before = before_();
+      const int failed = before ? before(op) : 0;
       return failed != 0 ? failed : perform();
     });
   }
@@ -40,7 +42,7 @@ class Between final : public Observer {
 
  private:
   Capture& capture_;
-  const std::function<int(const Op&)>& before_;
+  const std::function<std::function<int(const Op&)>()> before_;
 };
 
 Bytes read_all(const std::string& path) {
@@ -61,6 +63,16 @@ void CaptureFixture::SetUp() {
   start_node();
 }
 
+void CaptureFixture::before_operation(Before before) {
+  MutexLock lock(before_mutex_);
+  before_ = std::move(before);
+}
+
+CaptureFixture::Before CaptureFixture::before_operation() {
+  MutexLock lock(before_mutex_);
+  return before_;
+}
+
 void CaptureFixture::start_node() {
   auto store = storage::Store::open(real_file_system(), system_clock(), {.data_dir = data_, .database = {}, .retention = {}});
   ASSERT_TRUE(store.has_value()) << store.error().to_string();
@@ -73,7 +85,7 @@ void CaptureFixture::start_node() {
   MountOptions options;
   options.mountpoint = mountpoint_;
   options.backing_dir = store_->fs_dir();
-  observer_ = std::make_unique<Between>(*capture_, before_operation_);
+  observer_ = std::make_unique<Between>(*capture_, [this] { return before_operation(); });
   auto mount = Mount::start(options, *observer_, *virtual_files_, *pool_);
   ASSERT_TRUE(mount.has_value()) << mount.error().to_string();
   mount_ = std::move(*mount);

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "fuse/capture/capture.h"
 #include "fuse/capture/counters.h"
 #include "fuse/mount.h"
@@ -52,10 +53,13 @@ class CaptureFixture : public ::testing::Test {
   /// was checkpointed into it. Also integrity_check of the image.
   void expect_same(const std::string& name);
 
-  /// Called in the place of every operation that capture lets through; an errno fails it, 0 lets it happen. Set it while
-  /// nobody uses the mount.
-  std::function<int(const Op&)> before_operation_;
+  /// Called before every operation that capture lets through; an errno fails it, 0 lets it happen. Thread-safe.
+  using Before = std::function<int(const Op&)>;
+  void before_operation(Before before) EXCLUDES(before_mutex_);
+  Before before_operation() EXCLUDES(before_mutex_);
 
+  Mutex before_mutex_;
+  Before before_ GUARDED_BY(before_mutex_);
   std::string dir_;
   std::string data_;
   std::string mountpoint_;
