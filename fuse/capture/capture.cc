@@ -13,6 +13,10 @@ namespace sluice::fuse {
 namespace {
 
 constexpr auto kUnjournaledDelay = std::chrono::milliseconds(30);
+/// The application itself comes first: SQLite's recoveries of two databases that share a super-journal disturb each other (one
+/// removes it under the other, which then says IOERR_DELETE_NOENT or CANTOPEN).
+constexpr auto kAbandonedDelay = std::chrono::seconds(1);
+constexpr auto kAbandonedRetryDelay = std::chrono::seconds(10);
 
 class CaptureImpl final : public Capture {
  public:
@@ -20,7 +24,7 @@ class CaptureImpl final : public Capture {
       : options_(std::move(options)),
         context_{store, pool, options_, counters_},
         tailer_(options_, [](const auto& database) { database->schedule_capture(); },
-                [this](const auto& database) { schedule_unjournaled(database); }) {}
+                [this](const auto& database, Timer timer) { timer_due(database, timer); }) {}
   ~CaptureImpl() override { stop(); }
 
   Result<void> recover() override;
@@ -53,7 +57,8 @@ class CaptureImpl final : public Capture {
   void count_writer(const Op& op, int change) EXCLUDES(mutex_);
   bool being_written(const std::string& name) EXCLUDES(mutex_);
   void roll_back_abandoned(const DatabasePtr& database);
-  void schedule_unjournaled(const DatabasePtr& database);
+  void capture_unjournaled(const DatabasePtr& database);
+  void timer_due(const DatabasePtr& database, Timer timer);
   void wake(const DatabasePtr& database) {
     tailer_.wake(database, context_.store.backing_path(database->name()) + "-wal");
   }
@@ -195,7 +200,7 @@ int CaptureImpl::run(const Op& op, FunctionRef<int()> perform) {
   if (database == nullptr) return op.database.empty() || op.unlinked ? perform() : EIO;
   const int rc = database->run(op, perform);
   if (op.file == FileKind::database && rc == 0 && database->unjournaled_pending()) {
-    tailer_.schedule_unjournaled(database, kUnjournaledDelay);
+    tailer_.schedule(database, Timer::unjournaled, kUnjournaledDelay);
   }
   return rc;
 }
@@ -276,8 +281,9 @@ void CaptureImpl::released(const Op& op) {
   if (database == nullptr) return;
   database->released(op);
   if (op.file == FileKind::database) {
-    if (op.write_only && database->unjournaled_pending()) tailer_.schedule_unjournaled(database, Duration::zero());
-    if (op.write_access && !op.own && database->journal_open()) roll_back_abandoned(database);
+    if (op.write_only && database->unjournaled_pending()) tailer_.schedule(database, Timer::unjournaled, Duration::zero());
+    if (op.write_access && !op.own && database->journal_open())
+      tailer_.schedule(database, Timer::abandoned_journal, kAbandonedDelay);
   } else if (!op.own) {
     wake(database);
   }
@@ -290,15 +296,24 @@ void CaptureImpl::roll_back_abandoned(const DatabasePtr& database) {
   rollback_.post([this, database] {
     if (!database->abandoned_journal()) return;
     const Result<void> rolled_back = options_.recover_client(database->name());
-    if (rolled_back.has_error()) LOG_WARN("{}: abandoned journal: {}", database->name(), rolled_back.error().message);
+    if (!rolled_back.has_error()) return;
+    LOG_WARN("{}: abandoned journal: {}", database->name(), rolled_back.error().message);
+    tailer_.schedule(database, Timer::abandoned_journal, kAbandonedRetryDelay);
   });
 }
 
-void CaptureImpl::schedule_unjournaled(const DatabasePtr& database) {
+void CaptureImpl::capture_unjournaled(const DatabasePtr& database) {
   if (being_written(database->name())) return;  // its release schedules again
   context_.pool.post([this, database] {
-    if (!database->capture_unjournaled()) tailer_.schedule_unjournaled(database, kUnjournaledDelay);
+    if (!database->capture_unjournaled()) tailer_.schedule(database, Timer::unjournaled, kUnjournaledDelay);
   });
+}
+
+void CaptureImpl::timer_due(const DatabasePtr& database, Timer timer) {
+  switch (timer) {
+    case Timer::unjournaled: return capture_unjournaled(database);
+    case Timer::abandoned_journal: return roll_back_abandoned(database);
+  }
 }
 
 }  // namespace

@@ -14,8 +14,8 @@
 
 namespace sluice::fuse {
 
-Tailer::Tailer(const CaptureOptions& options, Callback capture, Callback unjournaled)
-    : options_(options), capture_(std::move(capture)), unjournaled_(std::move(unjournaled)) {}
+Tailer::Tailer(const CaptureOptions& options, Callback capture, TimerCallback due)
+    : options_(options), capture_(std::move(capture)), due_(std::move(due)) {}
 
 Tailer::~Tailer() { stop(); }
 
@@ -46,10 +46,10 @@ void Tailer::wake(const std::shared_ptr<CapturedDatabase>& database, std::string
   if (wakeup_) ::eventfd_write(wakeup_.get(), 1);
 }
 
-void Tailer::schedule_unjournaled(const std::shared_ptr<CapturedDatabase>& database, Duration delay) {
+void Tailer::schedule(const std::shared_ptr<CapturedDatabase>& database, Timer timer, Duration delay) {
   {
     MutexLock lock(mutex_);
-    timers_[database->name()] = {std::chrono::steady_clock::now() + delay, database};
+    timers_[{database->name(), timer}] = {std::chrono::steady_clock::now() + delay, database};
   }
   if (wakeup_) ::eventfd_write(wakeup_.get(), 1);
 }
@@ -58,7 +58,7 @@ void Tailer::forget(const std::string& name) {
   {
     MutexLock lock(mutex_);
     forgotten_.push_back(name);
-    timers_.erase(name);
+    for (const Timer timer : {Timer::unjournaled, Timer::abandoned_journal}) timers_.erase({name, timer});
     requests_.erase(name);
   }
   if (wakeup_) ::eventfd_write(wakeup_.get(), 1);
@@ -93,7 +93,7 @@ void Tailer::run() {
 int Tailer::timeout_us(MonotonicTime now) {
   int wait = busy_ != 0 ? options_.poll_us : -1;
   MutexLock lock(mutex_);
-  for (const auto& [name, timer] : timers_) {
+  for (const auto& [key, timer] : timers_) {
     const auto left = std::chrono::duration_cast<std::chrono::microseconds>(timer.first - now).count();
     const int us = static_cast<int>(std::clamp<long>(left, 0, 1'000'000));
     wait = wait < 0 ? us : std::min(wait, us);
@@ -194,7 +194,7 @@ bool Tailer::go_idle(Entry& entry) {
 }
 
 void Tailer::fire_timers(MonotonicTime now) {
-  std::vector<std::shared_ptr<CapturedDatabase>> due;
+  std::vector<std::pair<std::shared_ptr<CapturedDatabase>, Timer>> due;
   {
     MutexLock lock(mutex_);
     for (auto it = timers_.begin(); it != timers_.end();) {
@@ -202,11 +202,11 @@ void Tailer::fire_timers(MonotonicTime now) {
         ++it;
         continue;
       }
-      due.push_back(it->second.second);
+      due.emplace_back(it->second.second, it->first.second);
       it = timers_.erase(it);
     }
   }
-  for (const auto& database : due) unjournaled_(database);
+  for (const auto& [database, timer] : due) due_(database, timer);
 }
 
 }  // namespace sluice::fuse

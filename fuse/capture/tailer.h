@@ -16,20 +16,24 @@
 
 namespace sluice::fuse {
 
+/// What is to be done for a database later.
+enum class Timer { unjournaled, abandoned_journal };
+
 /// Thread-safe. One thread.
 class Tailer {
  public:
   using Callback = std::function<void(const std::shared_ptr<CapturedDatabase>&)>;
-  /// `capture` and `unjournaled` post work; they must not block.
-  Tailer(const CaptureOptions& options, Callback capture, Callback unjournaled);
+  using TimerCallback = std::function<void(const std::shared_ptr<CapturedDatabase>&, Timer)>;
+  /// `capture` and `due` post work; they must not block.
+  Tailer(const CaptureOptions& options, Callback capture, TimerCallback due);
   ~Tailer();
 
   Result<void> start();
   void stop();
   /// Something happened to `database`: poll it for a while. `wal_path`: its backing WAL, for inotify.
   void wake(const std::shared_ptr<CapturedDatabase>& database, std::string wal_path) EXCLUDES(mutex_);
-  /// Calls `unjournaled` for it after `delay`, unless it is asked for again before.
-  void schedule_unjournaled(const std::shared_ptr<CapturedDatabase>& database, Duration delay) EXCLUDES(mutex_);
+  /// Calls `due` for it after `delay`, counted from the last request.
+  void schedule(const std::shared_ptr<CapturedDatabase>& database, Timer timer, Duration delay) EXCLUDES(mutex_);
   void forget(const std::string& name) EXCLUDES(mutex_);
 
  private:
@@ -51,7 +55,7 @@ class Tailer {
 
   const CaptureOptions options_;
   const Callback capture_;
-  const Callback unjournaled_;
+  const TimerCallback due_;
   UniqueFd wakeup_;   ///< eventfd
   UniqueFd inotify_;
   std::thread thread_;
@@ -60,7 +64,8 @@ class Tailer {
   bool stopping_ GUARDED_BY(mutex_) = false;
   std::map<std::string, std::pair<std::shared_ptr<CapturedDatabase>, std::string>> requests_ GUARDED_BY(mutex_);
   std::vector<std::string> forgotten_ GUARDED_BY(mutex_);
-  std::map<std::string, std::pair<MonotonicTime, std::shared_ptr<CapturedDatabase>>> timers_ GUARDED_BY(mutex_);
+  std::map<std::pair<std::string, Timer>, std::pair<MonotonicTime, std::shared_ptr<CapturedDatabase>>> timers_
+      GUARDED_BY(mutex_);
 
   // The thread's own.
   std::map<std::string, Entry> entries_;

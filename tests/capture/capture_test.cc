@@ -1,7 +1,9 @@
 // What capture makes of real SQLite's transactions on a real mount: the change sets, applied to nothing, must give the
 // database byte for byte.
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <future>
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -212,6 +214,39 @@ TEST_F(CaptureTest, KilledWriterLeavesAHotJournal) {
   EXPECT_EQ(sql("a.db", "select count(*) from t;"), "500\n");
   EXPECT_EQ(txid("a.db"), before);
   expect_same("a.db");
+}
+
+// The application comes first: two recoveries at once disturb each other where they share a super-journal.
+TEST_F(CaptureTest, AnAbandonedJournalIsLeftToTheApplicationForAWhile) {
+  stop_node();
+  std::atomic<int> recoveries = 0;
+  std::promise<std::string> recovered;
+  options_.recover_client = [&](const std::string& name) -> Result<void> {
+    EXPECT_EQ(sql(name, "select count(*) from t;"), "500\n");
+    if (++recoveries == 1) recovered.set_value(name);
+    return {};
+  };
+  start_node();
+  const auto leave_hot_journal = [&](const std::string& name) {
+    sql(name, "create table t(id integer primary key, x); insert into t(x) select randomblob(500) from generate_series(1,500);");
+    Session session(path(name));
+    session.run("pragma cache_size=2; begin; update t set x=randomblob(600);");
+    session.kill();
+    ASSERT_TRUE(std::filesystem::exists(backing(name + "-journal")));
+  };
+  leave_hot_journal("opened.db");
+  sql("opened.db", "select count(*) from t;");
+  leave_hot_journal("left.db");
+  EXPECT_EQ(recoveries.load(), 0);
+  auto first = recovered.get_future();
+  ASSERT_EQ(first.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  EXPECT_EQ(first.get(), "left.db");
+  stop_node();
+  EXPECT_EQ(recoveries.load(), 1);
+  EXPECT_FALSE(std::filesystem::exists(backing("left.db-journal")));
+  EXPECT_FALSE(std::filesystem::exists(backing("opened.db-journal")));
+  options_.recover_client = nullptr;
+  start_node();
 }
 
 // Pages from the freelist are overwritten without being journaled, and a rollback leaves them so.
