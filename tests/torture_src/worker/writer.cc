@@ -102,6 +102,8 @@ void Writer::session() {
                    .partner = {}});
   if (options_.targets.size() > 1 && random_.chance(0.3)) {
     const std::size_t other = 1 + random_.below(options_.targets.size() - 1);
+    // With synchronous=OFF in one of them SQLite writes no super-journal (vdbeCommit()): a kill may commit one half.
+    db_.exec("PRAGMA main.synchronous=" + std::to_string(random_.between(1, 3)));
     db_.query("ATTACH ? AS other").bind(options_.targets[other].path).run();
     parts[0].partner = options_.targets[other].id;
     parts.push_back({.schema = "other",
