@@ -9,6 +9,7 @@
 
 namespace sluice::fuse::protocol {
 
+inline constexpr std::uint32_t kOpcodeWrite = 16;
 inline constexpr std::uint32_t kOpcodeInit = 26;
 inline constexpr std::uint32_t kInitExt = 1u << 30;        ///< flags: flags2 is valid
 inline constexpr std::uint32_t kInitPassthrough2 = 1u << 5;  ///< flags2: FUSE_PASSTHROUGH, bit 37 of all flags

@@ -121,13 +121,19 @@ void Session::work() {
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
   fuse_buf buffer{};  // allocated by libfuse, reused: 1 MiB of address space, resident as far as it was used
   for (;;) {
+    run_.before_read();
     const int n = fuse_session_receive_buf(session_, &buffer);
+    const auto* header = static_cast<const protocol::InHeader*>(n > 0 ? buffer.mem : nullptr);
+    run_.received(header != nullptr && header->opcode == protocol::kOpcodeWrite,
+                  header != nullptr ? static_cast<pid_t>(header->pid) : 0);
     if (n == -EINTR || n == -EAGAIN) continue;
     if (n <= 0) break;  // unmounted or aborted
     if (idle_.fetch_sub(1, std::memory_order_relaxed) == 1) add_worker();
     fuse_session_process_buf(session_, &buffer);
+    run_.processed();
     idle_.fetch_add(1, std::memory_order_relaxed);
   }
+  run_.leave();
   std::free(buffer.mem);
   fuse_session_exit(session_);
   worker_ended();

@@ -1,106 +1,227 @@
 #include "fuse/write_run.h"
 
-#include <poll.h>
+#include <fcntl.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <charconv>
 #include <chrono>
+#include <string_view>
+#include <thread>
+
+#include "base/fd.h"
 
 namespace sluice::fuse {
 namespace {
 
 constexpr int kWritesToBegin = 16;
-constexpr std::int64_t kGap_ns = 100'000;       // writes further apart are no run
-constexpr std::int64_t kPatience_ns = 100'000;  // of the runner, for the next write
-constexpr std::int64_t kHeldUp_ns = 1'000'000;
+constexpr int kWritesOfAShortRun = 64;
+constexpr int kWritesToFollow = 16;
+constexpr std::int64_t kMillisecond = 1'000'000;
+constexpr std::int64_t kGap_ns = kMillisecond / 2;       // writes further apart are no run
+constexpr std::int64_t kPatience_ns = 3 * kMillisecond;  // for the next write
+constexpr std::int64_t kHeldUp_ns = kMillisecond / 2;
+constexpr std::int64_t kStuck_ns = 5 * kMillisecond;
+constexpr std::int64_t kEqual_ns = 3 * kMillisecond;
+constexpr std::int64_t kFirstPenalty_ns = 10 * kMillisecond;
+constexpr std::int64_t kLongestPenalty_ns = 2'000 * kMillisecond;
 constexpr auto kLookAgain = std::chrono::milliseconds(1);
 
 std::int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
+bool set_policy(pid_t thread, int policy) {
+  const sched_param none{};
+  return ::sched_setscheduler(thread, policy, &none) == 0;
+}
+
+/// On which CPU the thread runs, or ran last; -1 if that cannot be told (another PID namespace). Field 39 of /proc/PID/stat.
+int cpu_of(pid_t thread) {
+  std::array<char, 32> path{"/proc/"};
+  *std::to_chars(path.data() + 6, path.data() + 20, thread).ptr = '\0';
+  std::string_view("/stat").copy(std::find(path.begin(), path.end(), '\0'), 5);
+  const UniqueFd fd(::open(path.data(), O_RDONLY | O_CLOEXEC));
+  std::array<char, 1024> text{};
+  const ssize_t n = fd ? ::read(fd.get(), text.data(), text.size()) : -1;
+  if (n <= 0) return -1;
+  std::string_view rest(text.data(), static_cast<std::size_t>(n));
+  const std::size_t name_end = rest.rfind(')');  // the name may have anything in it
+  if (name_end == std::string_view::npos) return -1;
+  rest.remove_prefix(name_end + 1);
+  for (int field = 2; field < 39; ++field) {
+    const std::size_t space = rest.find(' ');
+    if (space == std::string_view::npos) return -1;
+    rest.remove_prefix(space + 1);
+  }
+  int cpu = -1;
+  std::from_chars(rest.data(), rest.data() + rest.size(), cpu);
+  return cpu;
+}
+
 }  // namespace
+
+WriteRun::WriteRun() {
+  std::thread([this] { possible_ = set_policy(0, SCHED_IDLE) && set_policy(0, SCHED_OTHER); }).join();
+}
 
 // A thread serves one session for all of its life.
 WriteRun::Worker& WriteRun::worker() {
-  thread_local Worker worker;
+  thread_local Worker worker{.thread = ::gettid()};
   return worker;
 }
 
-bool WriteRun::is_held_up() const {
-  const std::int64_t since = busy_since_.load(std::memory_order_relaxed);
-  return since != 0 && now_ns() - since > kHeldUp_ns;
+bool WriteRun::is_runner(Worker& self) {
+  if (self.runs && runner_.load(std::memory_order_relaxed) != self.thread) self.runs = false;
+  return self.runs;
 }
 
-void WriteRun::before_read(int device) {
+void WriteRun::before_read() {
   Worker& self = worker();
-  if (self.runs) {
-    const std::int64_t deadline = now_ns() + kPatience_ns;
-    pollfd ready{device, POLLIN, 0};
-    while (::poll(&ready, 1, 0) == 0) {
-      if (now_ns() < deadline) continue;
-      end();
-      break;
-    }
-  } else if (state_.load(std::memory_order_relaxed) != State::none) {
+  if (!is_runner(self) && state_.load(std::memory_order_relaxed) != State::none) {
     MutexLock lock(mutex_);
-    // Somebody must read: the last of those who gather becomes the runner.
-    while (state_ != State::none && !is_held_up() && (state_ == State::running || readers_ != 0))
-      changed_.wait_until(mutex_, std::chrono::steady_clock::now() + kLookAgain);
-    if (state_ == State::gathering) {
-      state_ = State::running;
-      self.runs = true;
+    while (!self.runs && state_ != State::none) {
+      if (state_ == State::gathering && readers_ == 0)
+        begin(self);
+      else
+        watch();
     }
   }
-  if (!self.runs) {
-    readers_.fetch_add(1);
-    self.reads = true;
+  if (self.runs) return;
+  readers_.fetch_add(1);
+  self.reads = true;
+}
+
+// The first who waits looks at the runner every millisecond, for all.
+void WriteRun::watch() {
+  if (watched_) {
+    changed_.wait(mutex_);  // whoever ends the run, or ends watching, says so
+    return;
+  }
+  watched_ = true;
+  changed_.wait_until(mutex_, std::chrono::steady_clock::now() + kLookAgain);
+  watched_ = false;
+  look_at_runner();
+  if (state_ == State::gathering && readers_ == 0) changed_.notify_all();
+}
+
+void WriteRun::look_at_runner() {
+  if (state_ == State::none) return;
+  const std::int64_t now = now_ns();
+  const std::int64_t busy_since = busy_since_ns_.load(std::memory_order_relaxed);
+  const std::int64_t idle_for = busy_since == 0 ? now - last_write_ns_.load(std::memory_order_relaxed) : 0;
+  if (idle_for > kPatience_ns || (busy_since != 0 && now - busy_since > kStuck_ns)) {
+    end_locked(true);
+  } else if (runner_ != 0 && (idle_for > kHeldUp_ns || (busy_since != 0 && now - busy_since > kHeldUp_ns))) {
+    // Somebody else computes on its CPU: it takes part as an equal for a while.
+    set_policy(runner_, SCHED_OTHER);
+    equal_until_ns_.store(now + kEqual_ns, std::memory_order_relaxed);
   }
 }
 
-void WriteRun::received(bool is_write) {
+void WriteRun::begin(Worker& self) {
+  const int cpu = cpu_of(thread_.load(std::memory_order_relaxed));
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(static_cast<std::size_t>(cpu), &set);
+  if (cpu < 0 || ::sched_getaffinity(0, sizeof affinity_, &affinity_) != 0 ||
+      ::sched_setaffinity(0, sizeof set, &set) != 0) {
+    end_locked(true);
+    return;
+  }
+  set_policy(0, SCHED_IDLE);
+  equal_until_ns_.store(0, std::memory_order_relaxed);
+  self.cpu = cpu;
+  self.writes = 0;
+  self.runs = true;
+  runner_ = self.thread;
+  state_ = State::running;
+  runs_.fetch_add(1, std::memory_order_relaxed);
+  changed_.notify_all();  // it may have been the one who watches
+}
+
+void WriteRun::end(bool broken) {
+  MutexLock lock(mutex_);
+  end_locked(broken);
+}
+
+void WriteRun::end_locked(bool broken) {
+  if (state_ == State::none) return;
+  if (const pid_t runner = runner_.exchange(0); runner != 0) {
+    set_policy(runner, SCHED_OTHER);
+    ::sched_setaffinity(runner, sizeof affinity_, &affinity_);
+  }
+  penalty_ns_ = broken ? std::clamp(2 * penalty_ns_, kFirstPenalty_ns, kLongestPenalty_ns) : 0;
+  not_before_ns_.store(now_ns() + penalty_ns_, std::memory_order_relaxed);
+  busy_since_ns_.store(0, std::memory_order_relaxed);
+  consecutive_.store(0, std::memory_order_relaxed);
+  state_ = State::none;
+  changed_.notify_all();
+}
+
+void WriteRun::received(bool is_write, pid_t thread) {
   Worker& self = worker();
-  self.wrote = is_write;
   if (self.reads) {
     self.reads = false;
     readers_.fetch_sub(1);
   }
-  if (!self.runs) return;
-  if (is_write && readers_.load(std::memory_order_relaxed) == 0)
-    busy_since_.store(now_ns(), std::memory_order_relaxed);
-  else
-    end();  // it is not from who writes pages, or others came to help: back to normal
+  if (!possible_) return;
+  if (!is_runner(self)) {
+    count(is_write, thread);
+    return;
+  }
+  if (!is_write || thread != thread_.load(std::memory_order_relaxed)) {
+    // The sync at the end of a checkpoint, or somebody else's request.
+    self.runs = false;
+    end(self.writes < kWritesOfAShortRun);
+    return;
+  }
+  const std::int64_t now = now_ns();
+  last_write_ns_.store(now, std::memory_order_relaxed);
+  busy_since_ns_.store(now, std::memory_order_relaxed);
+  if (++self.writes % kWritesToFollow == 0) follow(self);
+  const std::int64_t equal_until = equal_until_ns_.load(std::memory_order_relaxed);
+  if (equal_until == 0 || now < equal_until) return;
+  MutexLock lock(mutex_);
+  equal_until_ns_.store(0, std::memory_order_relaxed);
+  if (is_runner(self)) set_policy(0, SCHED_IDLE);
+}
+
+void WriteRun::follow(Worker& self) {
+  const int cpu = cpu_of(thread_.load(std::memory_order_relaxed));
+  if (cpu < 0 || cpu == self.cpu || cpu >= CPU_SETSIZE) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<std::size_t>(cpu), &set);
+  MutexLock lock(mutex_);
+  if (is_runner(self) && ::sched_setaffinity(0, sizeof set, &set) == 0) self.cpu = cpu;
 }
 
 void WriteRun::processed() {
-  Worker& self = worker();
-  if (self.runs) {
-    busy_since_.store(0, std::memory_order_relaxed);
+  if (worker().runs) busy_since_ns_.store(0, std::memory_order_relaxed);
+}
+
+void WriteRun::count(bool is_write, pid_t thread) {
+  if (!is_write || thread == 0) {
+    consecutive_.store(0, std::memory_order_relaxed);
     return;
   }
-  if (!self.wrote) return;
   const std::int64_t now = now_ns();
-  const std::int64_t before = last_write_.exchange(now, std::memory_order_relaxed);
-  if (now - before > kGap_ns) {
+  const bool goes_on = thread_.exchange(thread, std::memory_order_relaxed) == thread &&
+                       now - last_write_ns_.exchange(now, std::memory_order_relaxed) < kGap_ns;
+  if (!goes_on) {
     consecutive_.store(0, std::memory_order_relaxed);
     return;
   }
   if (consecutive_.fetch_add(1, std::memory_order_relaxed) < kWritesToBegin) return;
+  if (now < not_before_ns_.load(std::memory_order_relaxed)) return;
   State none = State::none;
   state_.compare_exchange_strong(none, State::gathering);
 }
 
-void WriteRun::end() {
-  worker().runs = false;
-  busy_since_.store(0, std::memory_order_relaxed);
-  consecutive_.store(0, std::memory_order_relaxed);
-  {
-    MutexLock lock(mutex_);
-    state_ = State::none;
-  }
-  changed_.notify_all();
-}
-
 void WriteRun::leave() {
   Worker& self = worker();
-  if (self.runs) end();
   if (self.reads) readers_.fetch_sub(1);
+  if (is_runner(self)) end(false);
 }
 
 }  // namespace sluice::fuse

@@ -1,13 +1,19 @@
-// Runs of WRITE requests, as a checkpoint sends them: one page each, the next as soon as the last was answered. Waking a
-// sleeping worker on an idle CPU for each costs more than the write itself (on a virtual machine 10 to 20 us for the
-// interrupt alone, docs/PERFORMANCE.md). So in such a run one worker, the runner, looks for the next request without
-// sleeping for as long as it is due, and no other sleeps where the kernel would wake it.
+// Runs of WRITE requests, as a checkpoint sends them: one page each, the next as soon as the last was answered. What such a
+// request costs is mostly the waking of idle CPUs, twice: of a worker's, and of the application's for the reply (docs/PERFORMANCE.md:
+// 25 to 100 us on a virtual machine, where 11 us are enough on one CPU). So in such a run one worker, the runner, takes all
+// requests, on the CPU on which the application runs, and with the scheduling policy SCHED_IDLE: the kernel counts a CPU with
+// nothing else to do than that as idle, so the reply wakes the application where it was, not on the CPU next door.
+//
+// On a CPU that somebody else keeps busy, SCHED_IDLE gets next to nothing: another worker watches the runner, and gives it back its
+// normal policy, or ends the run, within some milliseconds.
 #pragma once
+
+#include <sched.h>
+#include <sys/types.h>
 
 #include <atomic>
 #include <cstdint>
 
-#include "base/clock.h"
 #include "base/mutex.h"
 
 namespace sluice::fuse {
@@ -15,14 +21,19 @@ namespace sluice::fuse {
 /// Called by the workers of one session, each around its own requests, in the order of the declarations. Thread-safe.
 class WriteRun {
  public:
-  /// About to read the next request from `device`. The runner comes back when there is one or it is overdue; the others, in a
-  /// run, when it is over or the runner is held up by its request for a millisecond.
-  void before_read(int device) EXCLUDES(mutex_);
-  void received(bool is_write) EXCLUDES(mutex_);
-  /// The request was answered (or given to another thread).
-  void processed() EXCLUDES(mutex_);
+  /// Without the right to change back from SCHED_IDLE there are no runs.
+  WriteRun();
+
+  /// About to wait for a request. In a run, only the runner comes back before it is over.
+  void before_read() EXCLUDES(mutex_);
+  /// `thread`: who sent the request; 0 if it is not known here.
+  void received(bool is_write, pid_t thread) EXCLUDES(mutex_);
+  /// The request was answered, or given to another thread.
+  void processed();
   /// This worker ends.
   void leave() EXCLUDES(mutex_);
+
+  std::uint64_t runs() const { return runs_.load(std::memory_order_relaxed); }
 
  private:
   enum class State {
@@ -31,21 +42,39 @@ class WriteRun {
     running,
   };
   struct Worker {
+    pid_t thread = 0;
     bool reads = false;
-    bool runs = false;
-    bool wrote = false;
+    bool runs = false;  ///< unless a watcher ended the run: is_runner() tells
+    int cpu = -1;
+    int writes = 0;  ///< of this run
   };
   static Worker& worker();
-  void end() EXCLUDES(mutex_);
-  bool is_held_up() const;
+  bool is_runner(Worker& self);
+  void count(bool is_write, pid_t thread);
+  void begin(Worker& self) REQUIRES(mutex_);
+  void end(bool broken) EXCLUDES(mutex_);
+  void end_locked(bool broken) REQUIRES(mutex_);
+  void watch() REQUIRES(mutex_);
+  void look_at_runner() REQUIRES(mutex_);
+  void follow(Worker& self) EXCLUDES(mutex_);
 
+  bool possible_ = false;
   std::atomic<State> state_{State::none};
-  std::atomic<int> readers_{0};              ///< workers in read(2), or on their way
-  std::atomic<std::int64_t> busy_since_{0};  ///< the runner's current request; 0: it is looking for the next
-  std::atomic<std::int64_t> last_write_{0};
+  std::atomic<int> readers_{0};  ///< workers in read(2), or on their way; not the runner
+  std::atomic<pid_t> thread_{0};
+  std::atomic<std::int64_t> last_write_ns_{0};
   std::atomic<int> consecutive_{0};
+  std::atomic<std::int64_t> not_before_ns_{0};
+  std::atomic<std::int64_t> busy_since_ns_{0};  ///< the runner's current request; 0: it waits for the next
+  std::atomic<std::int64_t> equal_until_ns_{0};  ///< until then the runner is no SCHED_IDLE; 0: it is
+  std::atomic<std::uint64_t> runs_{0};
+
   Mutex mutex_;
   CondVar changed_;
+  std::atomic<pid_t> runner_{0};  ///< changed under the mutex
+  cpu_set_t affinity_ GUARDED_BY(mutex_) {};  ///< the runner's before
+  bool watched_ GUARDED_BY(mutex_) = false;
+  std::int64_t penalty_ns_ GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace sluice::fuse
