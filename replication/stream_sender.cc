@@ -200,7 +200,7 @@ StreamSender::ReadResult StreamSender::read(const Stream& stream, std::uint64_t 
 static bool snapshot_is_cheaper(const storage::Database& database, const Pos& from) {
   constexpr std::uint64_t kMargin = 4u << 20;
   const std::uint64_t bytes = std::uint64_t{database.page_count()} * database.page_size();
-  return from == Pos{} && bytes != 0 && database.log().size_bytes() > kMargin + bytes / 2;
+  return from == Pos{} && database.log().size_bytes() > kMargin + bytes / 2;
 }
 
 StreamSender::ReadResult StreamSender::read_start(const Stream& stream, std::uint64_t budget) {

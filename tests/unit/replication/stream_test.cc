@@ -90,6 +90,28 @@ TEST(Stream, SnapshotWhenTheLogDoesNotReachBack) {
   EXPECT_EQ(replica.fake().find("a.db")->snapshots(), 1u);
 }
 
+// What a database once was is not sent to a replica that never had it: not that of one that was rewritten, and not of one that is gone.
+TEST(Stream, AnEmptyReplicaIsSentTheSnapshotIfTheLogIsLonger) {
+  TestPrimary primary(quick());
+  auto& small = primary.database("small.db");
+  auto& gone = primary.database("gone.db");
+  for (int i = 0; i < 40; ++i) {
+    small.commit(100, 100);
+    gone.commit(100, 100);
+  }
+  gone.commit_deletion();
+  ASSERT_GT(gone.database().log().size_bytes(), 4u << 20);
+  TestReplica replica(primary.url());
+  replica.start();
+  ASSERT_TRUE(replica.reaches("small.db", small.database().pos()));
+  ASSERT_TRUE(replica.reaches("gone.db", gone.database().pos()));
+  EXPECT_EQ(replica.fake().find("small.db")->snapshots(), 1u);
+  EXPECT_EQ(replica.fake().find("gone.db")->snapshots(), 1u);
+  expect_same(small, replica);
+  ASSERT_TRUE(replica.reaches("gone.db", gone.commit(10, 0)));
+  expect_same(gone, replica);
+}
+
 TEST(Stream, SnapshotThroughASmallWindowAndOfEveryPageSize) {
   PublisherOptions options = quick();
   options.window_bytes = 256 * 1024;
