@@ -49,6 +49,14 @@ class RealFile final : public File {
     return {};
   }
 
+  void start_writeback(std::uint64_t offset, std::uint64_t length) override {
+    (void)::sync_file_range(fd_.get(), static_cast<off64_t>(offset), static_cast<off64_t>(length), SYNC_FILE_RANGE_WRITE);
+  }
+
+  void forget_cached(std::uint64_t offset, std::uint64_t length) override {
+    (void)::posix_fadvise(fd_.get(), static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_DONTNEED);
+  }
+
   Result<void> truncate(std::uint64_t size) override {
     if (::ftruncate(fd_.get(), static_cast<off_t>(size)) != 0) return errno_error("truncate " + path_, errno);
     return {};

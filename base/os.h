@@ -25,6 +25,10 @@ class File {
   virtual Result<void> write_at(std::uint64_t offset, ByteView data) = 0;
   /// fdatasync. After a failure the file's dirty pages are in an unknown state: never retry it into success.
   virtual Result<void> sync_data() = 0;
+  /// Hints, which may do nothing: begin to write these bytes to the disk, without waiting (length 0: to the end); they will not be
+  /// read soon, the page cache need not keep what is on the disk already.
+  virtual void start_writeback(std::uint64_t /*offset*/, std::uint64_t /*length*/) {}
+  virtual void forget_cached(std::uint64_t /*offset*/, std::uint64_t /*length*/) {}
   virtual Result<void> truncate(std::uint64_t size) = 0;
   virtual Result<std::uint64_t> size() const = 0;
   /// Shared mapping of [0, length), read-write if the file is open for writing.

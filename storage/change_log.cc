@@ -20,6 +20,8 @@ constexpr std::size_t kRecentRecords = 256;
 /// Zeros are written ahead of small records in steps of this: fdatasync of a place that is already allocated
 /// needs no journal commit (ext4: 0.10 instead of 0.17 ms; fallocate's unwritten extents gain nothing).
 constexpr std::size_t kZeroStep = 256 * 1024;
+constexpr std::uint64_t kForgetStep = std::uint64_t{1} << 20;
+constexpr std::uint64_t kKeepCached = 8 * kForgetStep;
 
 }  // namespace
 
@@ -98,6 +100,7 @@ Result<void> ChangeLog::Impl::stream_pending() {
   const std::size_t n = image.size();
   p.streamed += n;
   TRY(current->write_at(at, image));
+  current->start_writeback(at, n);  // the fdatasync at the end then waits for less
   p.buffer.resize(kRecordHeaderSize);
   return {};
 }
@@ -162,6 +165,19 @@ void ChangeLog::Impl::publish(const RecordInfo& info, std::uint64_t at) {
 
 // ---- syncing ----
 
+// Replicas have read all but the newest soon after it was written; after that the log is rarely read. The page cache belongs to
+// the databases.
+void ChangeLog::Impl::forget_cached(File& file, std::uint64_t durable_end) {
+  if (file.path() != forgotten_path) {
+    forgotten_path = file.path();
+    forgotten_end = 0;
+  }
+  if (durable_end < forgotten_end + kForgetStep + kKeepCached) return;
+  const std::uint64_t upto = (durable_end - kKeepCached) / kForgetStep * kForgetStep;
+  file.forget_cached(forgotten_end, upto - forgotten_end);
+  forgotten_end = upto;
+}
+
 Result<void> ChangeLog::Impl::flush() {
   mutex.lock();
   bool failed_now = false;
@@ -179,6 +195,7 @@ Result<void> ChangeLog::Impl::flush() {
     const std::uint64_t offset = segment->end;
     mutex.unlock();
     auto result = file->sync_data();
+    if (!result.has_error()) forget_cached(*file, offset);
     mutex.lock();
     syncing = false;
     if (result.has_error()) {

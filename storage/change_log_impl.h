@@ -69,6 +69,7 @@ struct ChangeLog::Impl {
   Result<void> flush() EXCLUDES(mutex);
   Result<Txid> sync(std::optional<Txid> content) EXCLUDES(mutex);
   void note_failed_sync();
+  void forget_cached(File& file, std::uint64_t durable_end);
   Result<void> rewrite(std::uint64_t from, std::uint64_t to);
   Error removed() const { return make_error(Errc::not_found, "change log " + dir + " was removed"); }
 
@@ -92,6 +93,10 @@ struct ChangeLog::Impl {
   const ChangeLogOptions options;
 
   Pending pending;
+  // Of the one that syncs.
+  std::string forgotten_path;
+  std::uint64_t forgotten_end = 0;  ///< in that file: what the page cache was told to forget
+
   std::uint64_t zeroed_end = 0;   ///< appender's: the current file is allocated up to here
   std::shared_ptr<File> current;  ///< written by the appender under `mutex`, which it needs not for reading
 
