@@ -35,7 +35,10 @@ Control::~Control() {
 
 void Control::handle(const std::string& word) {
   const std::lock_guard lock(mutex_);
-  if (word == "pause") pause_ = true;
+  if (word == "pause") {
+    pause_ = true;
+    if (waiting_) say("paused");  // a resume came just before, and the waiting thread has not seen it
+  }
   if (word == "resume") pause_ = false;
   if (word == "quit") quit_ = true;
   changed_.notify_all();
@@ -75,7 +78,9 @@ bool Control::proceed() {
   std::unique_lock lock(mutex_);
   if (pause_ && !quit_) {
     say("paused");
+    waiting_ = true;
     changed_.wait(lock, [this] { return !pause_ || quit_; });
+    waiting_ = false;
     if (!quit_) say("resumed");
   }
   return !quit_;

@@ -47,6 +47,7 @@ class Control {
   std::condition_variable changed_;
   std::atomic<bool> pause_{false};
   std::atomic<bool> quit_{false};
+  bool waiting_ = false;  ///< proceed() does, under mutex_
   std::mutex output_mutex_;
   int wake_[2] = {-1, -1};
   std::thread listener_;
