@@ -170,6 +170,7 @@ Result<void> NodeImpl::start() {
   storage::StoreOptions store_options;
   store_options.data_dir = config_.data_dir;
   store_options.retention = retention(config_);
+  store_options.database.helpers = &pool_;
   TRY_ASSIGN(store_, storage::Store::open(real_file_system(), system_clock(), store_options));
   HttpServerOptions http_options;
   TRY_ASSIGN(http_options.listen, parse_host_port(config_.listen));

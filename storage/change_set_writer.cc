@@ -59,7 +59,8 @@ Result<void> ChangeSetWriter::begin() {
   header.node_id = node_.value();
   ChangeLog& log = *database_.log_;
   TRY(log.begin_append());
-  return database_.encoder_.begin(header, [&log](ByteView bytes) { return log.append_bytes(bytes); });
+  return database_.encoder_.begin(
+      header, [&log](ByteView bytes) { return log.append_bytes(bytes); }, database_.options_.helpers);
 }
 
 Result<void> ChangeSetWriter::add(Pgno pgno) {
@@ -73,7 +74,8 @@ Result<void> ChangeSetWriter::add(Pgno pgno) {
   }
   rolling_ = ltx::toggle(rolling_, sum);
   TRY(begin());
-  TRY(database_.encoder_.add_page(pgno, page));
+  const ByteView block = input_.packed != nullptr ? input_.packed->find(pgno, sum) : ByteView{};
+  TRY(database_.encoder_.add_page(pgno, page, block));
   sums_.push_back({pgno, sum});
   return {};
 }

@@ -11,6 +11,8 @@
 #include "base/clock.h"
 #include "base/function_ref.h"
 #include "base/mutex.h"
+#include "base/thread_pool.h"
+#include "storage/packed_pages.h"
 #include "storage/change_log.h"
 #include "storage/ids.h"
 #include "storage/ltx/encoder.h"
@@ -52,6 +54,7 @@ struct CommitInput {
   /// Content before, for a page whose checksum is not known (side file lost); Errc::not_found if that is gone too.
   FunctionRef<Result<ByteView>(Pgno)> read_old;
   sqlite::WalPosition wal;      ///< where capture stands in the WAL afterwards
+  PackedPages* packed = nullptr;  ///< pages that were compressed before
 };
 
 class Database {
@@ -59,6 +62,7 @@ class Database {
   struct Options {
     ChangeLogOptions log;
     std::uint64_t checkpoint_bytes = 32u << 20;  ///< log bytes between syncs of the page checksums
+    ThreadPool* helpers = nullptr;               ///< may compress pages; outlives the database
   };
 
   /// Opens log and checksums (creating them) and replays the log's newer records into the checksums. Reads no database

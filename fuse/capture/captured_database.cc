@@ -14,7 +14,8 @@ namespace sluice::fuse {
 CapturedDatabase::CapturedDatabase(CaptureContext& context, std::shared_ptr<storage::Database> database)
     : context_(context),
       database_(std::move(database)),
-      wal_(*database_, context.store.node_id(), context.options, context.counters) {
+      ahead_(context.ahead_bytes, context.options.ahead_bytes, context.counters.pages_ahead),
+      wal_(*database_, context.store.node_id(), context.options, context.counters, ahead_) {
   MutexLock lock(database_->commit_mutex());
   database_->set_page_source(this);
 }

@@ -20,6 +20,7 @@ struct CaptureContext {
   std::atomic<storage::MountAccess*> access{nullptr};
   /// Unmounting: files opened through the mount are closed again after each use, they would keep it busy.
   std::atomic<bool> stopping{false};
+  std::atomic<std::uint64_t> ahead_bytes{0};  ///< of all databases' PagesAhead
 };
 
 /// Thread-safe: everything below takes the database's commit lock itself unless it says otherwise.
@@ -89,6 +90,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   int remove_database(FunctionRef<int()> perform);
 
   void ensure_shm_view();
+  void pack_ahead();
   Result<void> gate(Reason reason);
   Result<void> flush_log();
   Result<void> capture_rollback();
@@ -110,6 +112,8 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
 
   CaptureContext& context_;
   const std::shared_ptr<storage::Database> database_;
+  PagesAhead ahead_;
+  std::atomic<bool> packing_ahead_{false};
   // All below: commit lock.
   WalCapture wal_;
   std::shared_ptr<File> file_;

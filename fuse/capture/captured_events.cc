@@ -93,8 +93,36 @@ bool CapturedDatabase::poll() {
   const bool behind = database_->log().synced() < database_->pos().txid;
   const bool found = needs_reconcile_ || behind || pending.has_error() || *pending;
   const bool failed = failed_;
+  const bool ahead = !found && wal_.has_wal() && wal_.shm_view() != nullptr && !packing_ahead_.load(std::memory_order_relaxed) &&
+                     ahead_.worth_it(*wal_.wal_file(), wal_.position());
   database_->commit_mutex().unlock();
-  return found && !failed;
+  return (found || ahead) && !failed;
+}
+
+// A large transaction is being written: while its writer goes on, part of what its capture will need is done.
+void CapturedDatabase::pack_ahead() {
+  if (packing_ahead_.exchange(true)) return;
+  std::shared_ptr<File> wal;
+  std::shared_ptr<const ShmView> shm;
+  sqlite::WalPosition captured;
+  {
+    MutexLock lock(database_->commit_mutex());
+    wal = wal_.wal_file();
+    shm = wal_.shm_view();
+    captured = wal_.position();
+  }
+  const auto before = shm != nullptr ? shm->read() : Result<IndexState>(IndexState{});
+  if (wal != nullptr && before.has_value() && before->state == sqlite::HeaderState::valid) {
+    constexpr int kLookEvery = 8;
+    int frames = 0;
+    ahead_.prepare(*wal, captured, [&] {
+      if (++frames % kLookEvery != 0) return true;
+      if (context_.stopping.load(std::memory_order_relaxed)) return false;
+      const auto now = shm->read();
+      return now.has_value() && now->header.mx_frame == before->header.mx_frame && now->header.salts == before->header.salts;
+    });
+  }
+  packing_ahead_.store(false);
 }
 
 Result<void> CapturedDatabase::capture_and_sync(bool may_open) {
@@ -117,7 +145,10 @@ Result<void> CapturedDatabase::capture_and_sync(bool may_open) {
     behind = std::exchange(shippable_, false) || database_->log().synced() < database_->pos().txid;
     maintain = behind && ++captures_ % 256 == 0;
   }
-  if (behind) TRY(make_durable());
+  if (behind)
+    TRY(make_durable());
+  else
+    pack_ahead();
   if (maintain) TRY(database_->maintain(context_.store.options().retention, storage::Database::Checkpoint::if_due));
   return {};
 }

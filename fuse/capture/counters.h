@@ -9,6 +9,7 @@ namespace sluice::fuse {
 struct CaptureCounters {
   std::atomic<std::uint64_t> change_sets{0};       ///< made from a WAL or a rollback journal
   std::atomic<std::uint64_t> frames{0};            ///< WAL frames captured
+  std::atomic<std::uint64_t> pages_ahead{0};       ///< pages that were compressed before their transaction's commit
   std::atomic<std::uint64_t> gate_captures{0};     ///< change sets made at a gate, not by the tail
   std::atomic<std::uint64_t> chain_captures{0};    ///< made by scanning the WAL without a live wal-index
   std::atomic<std::uint64_t> generations{0};       ///< WAL restarts followed

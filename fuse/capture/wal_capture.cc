@@ -20,8 +20,8 @@ constexpr auto kBehindLimit = std::chrono::seconds(2);
 }  // namespace
 
 WalCapture::WalCapture(storage::Database& database, NodeId node, const CaptureOptions& options,
-                       CaptureCounters& counters)
-    : database_(database), node_(node), options_(options), counters_(counters) {}
+                       CaptureCounters& counters, PagesAhead& ahead)
+    : database_(database), node_(node), options_(options), counters_(counters), ahead_(ahead) {}
 
 void WalCapture::set_wal(std::shared_ptr<File> wal) {
   {
@@ -382,8 +382,10 @@ Result<void> WalCapture::commit(Batch& batch, Reason reason) {
     TRY(read_logical(pgno, old_page));
     return ByteView(old_page);
   };
-  const storage::CommitInput input{page_size, batch.commit, pages, read, read_old, batch.end};
-  TRY_ASSIGN(const auto made, commit_or_rebase(database_, input, options_, node_));
+  const storage::CommitInput input{page_size, batch.commit, pages, read, read_old, batch.end, &ahead_};
+  const auto committed = commit_or_rebase(database_, input, options_, node_);
+  ahead_.clear();
+  TRY_ASSIGN(const auto made, committed);
   counters_.frames.fetch_add(batch.end.frame - position_.frame, std::memory_order_relaxed);
   position_ = batch.end;
   if (batch.frames.capacity() > kKeptBuffer) {  // there can be many databases

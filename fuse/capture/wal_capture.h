@@ -9,6 +9,7 @@
 #include "fuse/capture/capture.h"
 #include "fuse/capture/commit.h"
 #include "fuse/capture/counters.h"
+#include "fuse/capture/pages_ahead.h"
 #include "fuse/capture/shm_view.h"
 #include "fuse/capture/wal_overlay.h"
 #include "storage/database.h"
@@ -26,7 +27,8 @@ enum class Reason {
 /// Everything here needs the database's commit lock, but what says otherwise.
 class WalCapture {
  public:
-  WalCapture(storage::Database& database, NodeId node, const CaptureOptions& options, CaptureCounters& counters);
+  WalCapture(storage::Database& database, NodeId node, const CaptureOptions& options, CaptureCounters& counters,
+             PagesAhead& ahead);
 
   /// The database file, for pages that are not in the WAL. Set before anything else; replaced when the name gets another file.
   void set_database_file(std::shared_ptr<const File> file) { database_file_ = std::move(file); }
@@ -109,6 +111,7 @@ class WalCapture {
   const NodeId node_;
   const CaptureOptions& options_;
   CaptureCounters& counters_;
+  PagesAhead& ahead_;
 
   std::shared_ptr<const File> database_file_;
   mutable Mutex files_mutex_;  ///< held, too, when wal_ and shm_ change; after the commit lock

@@ -1,12 +1,11 @@
 #include "storage/ltx/encoder.h"
 
-#include <lz4.h>
-
 #include <cstring>
 #include <optional>
 #include <vector>
 
 #include "base/check.h"
+#include "storage/ltx/page_packer.h"
 #include "storage/ltx/page_rules.h"
 
 namespace sluice::ltx {
@@ -17,9 +16,6 @@ namespace {
 constexpr std::size_t kKeepIndexBytes = 64 * 1024;
 constexpr std::uint64_t kKeepBufferBytes = 256 * 1024;
 
-struct StreamDeleter {
-  void operator()(LZ4_stream_t* stream) const { LZ4_freeStream(stream); }
-};
 
 Error refused(const std::string& rule) {
   return make_error(Errc::invalid_argument, "LTX encoder: " + rule);
@@ -28,9 +24,7 @@ Error refused(const std::string& rule) {
 }  // namespace
 
 struct Encoder::State {
-  // A stream that is reset for each page spares LZ4_compress_fast's clearing of 16 KiB of table: each page
-  // still becomes a block of its own.
-  std::unique_ptr<LZ4_stream_t, StreamDeleter> lz4{LZ4_createStream()};
+  PagePacker packer;
   std::unique_ptr<std::byte[]>
       buffer;  ///< kPieceSize bytes, left uninitialised so that small images touch little of it
   std::size_t used = 0;
@@ -73,21 +67,40 @@ struct Encoder::State {
   }
 
   void release_large_buffers() {
+    packer.reset();
     if (index.capacity() > kKeepIndexBytes) index = {};
     if (position() > kKeepBufferBytes) buffer.reset();
     sink = nullptr;
     open = false;
   }
+
+  Result<void> put_page(Pgno pgno, ByteView page, ByteView block) {
+    TRY(make_room(kFrameHeadSize + block.size()));
+    const std::uint64_t offset = position();
+    std::byte* const head = buffer.get() + used;
+    store_be<std::uint32_t>(head, pgno.value());
+    store_be<std::uint16_t>(head + 4, kPageFlagSized);
+    store_be<std::uint32_t>(head + kPageHeaderSize, static_cast<std::uint32_t>(block.size()));
+    std::memcpy(head + kFrameHeadSize, block.data(), block.size());
+    crc.update(ByteView(head, kFrameHeadSize));
+    crc.update(page);
+    const std::size_t length = kFrameHeadSize + block.size();
+    used += length;
+
+    std::byte entry[kMaxIndexEntry];
+    const std::size_t n = put_index_entry(entry, pgno, offset, length);
+    index.insert(index.end(), entry, entry + n);
+    return {};
+  }
 };
 
-Encoder::Encoder() : state_(std::make_unique<State>()) {
-  CHECK(state_->lz4 != nullptr);
-}
+Encoder::Encoder() : state_(std::make_unique<State>()) {}
 Encoder::~Encoder() = default;
 
-Result<void> Encoder::begin(const Header& header, Sink sink) {
+Result<void> Encoder::begin(const Header& header, Sink sink, ThreadPool* helpers) {
   State& s = *state_;
   s.open = false;
+  s.packer.reset();
   if (auto valid = validate(header); valid.has_error()) return refused(valid.error().message);
   if (!s.buffer) s.buffer = std::make_unique_for_overwrite<std::byte[]>(kPieceSize);
   s.used = 0;
@@ -101,11 +114,12 @@ Result<void> Encoder::begin(const Header& header, Sink sink) {
   std::byte head[kHeaderSize];
   write_header(header, head);
   TRY(s.put(head));
+  s.packer.begin(header.page_size, helpers);
   s.open = true;
   return {};
 }
 
-Result<void> Encoder::add_page(Pgno pgno, ByteView page) {
+Result<void> Encoder::add_page(Pgno pgno, ByteView page, ByteView block) {
   State& s = *state_;
   CHECK(s.open);
   if (page.size() != s.header.page_size) {
@@ -113,29 +127,10 @@ Result<void> Encoder::add_page(Pgno pgno, ByteView page) {
   }
   if (const std::string wrong = s.rules->next(pgno); !wrong.empty()) return refused(wrong);
 
-  const int size = static_cast<int>(page.size());
-  const int bound = LZ4_compressBound(size);
-  TRY(s.make_room(kFrameHeadSize + static_cast<std::size_t>(bound)));
-  const std::uint64_t offset = s.position();
-  std::byte* const head = s.buffer.get() + s.used;
-  LZ4_resetStream_fast(s.lz4.get());
-  const int packed =
-      LZ4_compress_fast_continue(s.lz4.get(), reinterpret_cast<const char*>(page.data()),
-                                 reinterpret_cast<char*>(head + kFrameHeadSize), size, bound, 1);
-  CHECK(packed > 0);  // the bound is enough for any input
-  store_be<std::uint32_t>(head, pgno.value());
-  store_be<std::uint16_t>(head + 4, kPageFlagSized);
-  store_be<std::uint32_t>(head + kPageHeaderSize, static_cast<std::uint32_t>(packed));
-  s.crc.update(ByteView(head, kFrameHeadSize));
-  s.crc.update(page);
-  const std::size_t length = kFrameHeadSize + static_cast<std::size_t>(packed);
-  s.used += length;
   ++s.pages;
-
-  std::byte entry[kMaxIndexEntry];
-  const std::size_t n = put_index_entry(entry, pgno, offset, length);
-  s.index.insert(s.index.end(), entry, entry + n);
-  return {};
+  return s.packer.add(pgno, page, block, [&s](Pgno number, ByteView content, ByteView packed) {
+    return s.put_page(number, content, packed);
+  });
 }
 
 Result<Trailer> Encoder::finish(Checksum post_apply) {
@@ -145,6 +140,8 @@ Result<Trailer> Encoder::finish(Checksum post_apply) {
   if (const std::string wrong = check_post_apply(s.header, post_apply.value()); !wrong.empty())
     return refused(wrong);
 
+  TRY(s.packer.finish(
+      [&s](Pgno number, ByteView content, ByteView block) { return s.put_page(number, content, block); }));
   const std::byte terminator[kPageHeaderSize] = {};
   TRY(s.put(terminator));
   s.index.push_back(std::byte{0});

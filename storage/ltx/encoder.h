@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "base/errors.h"
+#include "base/thread_pool.h"
 #include "storage/ltx/checksum.h"
 #include "storage/ltx/format.h"
 
@@ -23,13 +24,16 @@ class Encoder {
   Encoder& operator=(const Encoder&) = delete;
 
   /// Errc::invalid_argument when the header breaks a rule of the specification.
-  Result<void> begin(const Header& header, Sink sink);
+  /// `helpers` may compress the pages of a large image; nullptr: the caller does it all.
+  Result<void> begin(const Header& header, Sink sink, ThreadPool* helpers = nullptr);
   /// Errc::invalid_argument: not ascending, over header.commit, the lock page, wrong size. Snapshots (min TXID 1) must
   /// have every page 1…commit.
-  Result<void> add_page(Pgno pgno, ByteView page);
+  /// `block`: the page as pack_page() compressed it before; or empty.
+  Result<void> add_page(Pgno pgno, ByteView page, ByteView block = {});
   /// Writes terminator, page index and trailer. `post_apply` must be kEmptyChecksum when commit is 0, and
   /// Checksum{} when the header says no checksums.
   Result<Trailer> finish(Checksum post_apply);
+  /// After finish().
   std::uint64_t bytes_written() const;
   std::uint32_t pages_written() const;
 

@@ -142,6 +142,36 @@ TEST_F(CaptureTest, LargeTransactionIsStreamed) {
   expect_same("a.db");
 }
 
+// SQLite writes what does not fit into its cache to the WAL before the commit; pages may be written again, or be rolled back.
+TEST_F(CaptureTest, WhatIsCompressedBeforeTheCommitIsWhatWasCommitted) {
+  sql("a.db", "pragma journal_mode=wal; create table t(id integer primary key, x);");
+  Session session(path("a.db"));
+  session.run("pragma cache_size=100; pragma wal_autocheckpoint=0; begin;");
+  const auto insert = [&](int rows) {
+    for (int i = 0; i < rows / 200; ++i) {
+      session.run("insert into t(x) select hex(randomblob(400)) from generate_series(1,200);");
+      sql("a.db", "select count(*) from t;");  // takes its time
+    }
+  };
+  insert(6000);
+  session.run("update t set x = x || 'changed' where id % 50 = 0; commit; pragma wal_checkpoint(truncate);");
+  expect_same("a.db");
+  EXPECT_GT(capture_->counters().pages_ahead.load(), 100u);
+  const auto before = capture_->counters().pages_ahead.load();
+  session.run("begin;");
+  insert(4000);
+  session.run("rollback; begin;");
+  insert(4000);
+  session.run("update t set x = 'y'; commit;");
+  session.run("pragma wal_checkpoint(truncate); begin;");
+  insert(4000);
+  session.run("commit; pragma wal_checkpoint(truncate);");
+  expect_same("a.db");
+  EXPECT_GT(capture_->counters().pages_ahead.load(), before);
+  EXPECT_EQ(capture_->counters().anomalies.load(), 0u);
+  EXPECT_EQ(capture_->counters().reconciliations.load(), 0u);
+}
+
 TEST_F(CaptureTest, DeletionAndRecreation) {
   sql("a.db", "pragma journal_mode=wal; create table t(x); insert into t values(1);");
   const Txid before = txid("a.db");

@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <future>
+
+#include "storage/ltx/page_packer.h"
 #include "tests/unit/ltx/ltx_support.h"
 
 namespace sluice::ltx::test {
@@ -229,6 +232,69 @@ TEST(LtxEncoder, ReusedObjectsWriteTheSameBytes) {
     ASSERT_TRUE(decoded.has_value()) << decoded.error().to_string();
     EXPECT_EQ(decoded->pages, *pages);
   }
+}
+
+// Whoever compresses, and whenever: the bytes are the same.
+TEST(LtxEncoder, HelpersAndBlocksMadeBeforeChangeNoByte) {
+  ThreadPool helpers("help", 3);
+  ThreadPool stopped("stopped", 1);
+  stopped.stop();
+  ThreadPool busy("busy", 1);
+  std::promise<void> end;
+  ASSERT_TRUE(busy.post([wait = end.get_future().share()] { wait.wait(); }));
+  for (const std::uint32_t page_size : {512u, 4096u, 65536u}) {
+    Pages pages;
+    for (std::uint32_t pgno = 1; pgno <= 700; ++pgno) pages[pgno] = make_page(page_size, pgno, 9);
+    const Header header = make_header(page_size, 700, 2, 2);
+    const Checksum post(0x8000000000000001u);
+    const auto expected = encode(header, pages, post);
+    ASSERT_TRUE(expected.has_value());
+    Encoder encoder;
+    for (ThreadPool* pool : {&helpers, &stopped, &busy}) {
+      for (const std::uint32_t packed_before : {0u, 3u, 100u}) {
+        Bytes image;
+        const Sink sink = [&image](ByteView piece) -> Result<void> {
+          image.insert(image.end(), piece.begin(), piece.end());
+          return {};
+        };
+        ASSERT_TRUE(encoder.begin(header, sink, pool).has_value());
+        Bytes block(packed_bound(page_size));
+        for (const auto& [pgno, page] : pages) {
+          const bool before = packed_before != 0 && pgno % packed_before == 0;
+          const std::size_t size = before ? pack_page(page, block) : 0;
+          ASSERT_TRUE(encoder.add_page(Pgno(pgno), page, ByteView(block).first(size)).has_value());
+        }
+        ASSERT_TRUE(encoder.finish(post).has_value());
+        EXPECT_TRUE(image == *expected) << page_size << " " << packed_before;
+      }
+    }
+  }
+  end.set_value();
+}
+
+TEST(LtxEncoder, AnImageThatBreaksOffLeavesNothingForTheNext) {
+  ThreadPool helpers("help", 3);
+  Pages pages;
+  for (std::uint32_t pgno = 1; pgno <= 2000; ++pgno) pages[pgno] = make_page(4096, pgno, 4);
+  const Header header = make_header(4096, 2000, 2, 2);
+  const Checksum post(0x8000000000000001u);
+  const auto expected = encode(header, pages, post);
+  ASSERT_TRUE(expected.has_value());
+  Encoder encoder;
+  for (int round = 0; round < 20; ++round) {
+    ASSERT_TRUE(encoder.begin(header, [](ByteView) -> Result<void> { return {}; }, &helpers).has_value());
+    for (std::uint32_t pgno = 1; pgno <= 100u * static_cast<std::uint32_t>(round) + 1; ++pgno)
+      ASSERT_TRUE(encoder.add_page(Pgno(pgno), pages[pgno]).has_value());
+  }
+  Bytes image;
+  const Sink sink = [&image](ByteView piece) -> Result<void> {
+    image.insert(image.end(), piece.begin(), piece.end());
+    return {};
+  };
+  ASSERT_TRUE(encoder.begin(header, sink, &helpers).has_value());
+  for (const auto& [pgno, page] : pages) ASSERT_TRUE(encoder.add_page(Pgno(pgno), page).has_value());
+  ASSERT_TRUE(encoder.finish(post).has_value());
+  EXPECT_TRUE(image == *expected);
 }
 
 TEST(LtxEncoder, PassesTheSinksErrorOnAndCanBeginAgain) {
