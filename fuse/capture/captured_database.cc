@@ -229,9 +229,19 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
     }
     rc = perform();
     ++file_changes_;
+    if (backfill && op.kind == OpKind::write) start_writeback(op.data.size());
   }
   if (notify) schedule_capture();
   return rc;
+}
+
+// A checkpoint ends with a sync of what it wrote: the disk works while it is still writing.
+void CapturedDatabase::start_writeback(std::size_t bytes) {
+  constexpr std::uint64_t kStep = 1u << 20;
+  backfilled_ += bytes;
+  if (backfilled_ < kStep) return;
+  backfilled_ = 0;
+  context_.pool.post([file = file_] { file->start_writeback(0, 0); });
 }
 
 int CapturedDatabase::sync_database(FunctionRef<int()> perform) {

@@ -91,6 +91,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
 
   void ensure_shm_view();
   void pack_ahead();
+  void start_writeback(std::size_t bytes);
   Result<void> gate(Reason reason);
   Result<void> flush_log();
   Result<void> capture_rollback();
@@ -137,6 +138,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   std::uint64_t file_changes_synced_ = 0;
   bool file_captured_ = false;
   bool shippable_ = false;        ///< a change set was held back until now
+  std::uint64_t backfilled_ = 0;  ///< bytes since the last start_writeback()
   bool file_unreadable_ = false;  ///< writes were missed because the file was no database in between
   std::uint64_t captures_ = 0;
   Bytes scratch_;
