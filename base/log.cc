@@ -5,6 +5,8 @@
 
 #include <memory>
 
+#include "base/utf8.h"
+
 namespace sluice {
 namespace {
 
@@ -12,7 +14,8 @@ namespace {
 class JsonMessageFlag final : public spdlog::custom_flag_formatter {
  public:
   void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
-    for (const char c : message.payload) {
+    // Names and paths are bytes, JSON is UTF-8.
+    for (const char c : clean_utf8({message.payload.data(), message.payload.size()})) {
       switch (c) {
         case '"': append(out, "\\\""); break;
         case '\\': append(out, "\\\\"); break;

@@ -3,7 +3,7 @@
 #include <boost/json.hpp>
 
 #include "server/database_files.h"
-#include "server/utf8.h"
+#include "base/utf8.h"
 #include "server/verify.h"
 
 namespace sluice::server {

@@ -2,7 +2,7 @@
 #include <boost/json.hpp>
 
 #include "server/http_server.h"
-#include "server/utf8.h"
+#include "base/utf8.h"
 
 namespace sluice::server {
 

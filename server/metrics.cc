@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "server/status.h"
-#include "server/utf8.h"
+#include "base/utf8.h"
 
 namespace sluice::server {
 namespace {

@@ -5,7 +5,7 @@
 #include <boost/json.hpp>
 
 #include "server/cli/http_client.h"
-#include "server/utf8.h"
+#include "base/utf8.h"
 #include "storage/sqlite/database_header.h"
 
 namespace sluice::server {

@@ -3,7 +3,7 @@
 #include <boost/json.hpp>
 #include <chrono>
 
-#include "server/utf8.h"
+#include "base/utf8.h"
 #include "storage/ltx/checksum.h"
 
 namespace sluice::server {

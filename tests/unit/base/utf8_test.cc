@@ -1,8 +1,8 @@
-#include "server/utf8.h"
+#include "base/utf8.h"
 
 #include <gtest/gtest.h>
 
-namespace sluice::server {
+namespace sluice {
 namespace {
 
 TEST(Utf8, ValidStaysAsItIs) {
@@ -32,4 +32,4 @@ TEST(Utf8, WhatIsNotIsReplacedByteByByte) {
 }
 
 }  // namespace
-}  // namespace sluice::server
+}  // namespace sluice

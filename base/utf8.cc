@@ -1,8 +1,8 @@
-#include "server/utf8.h"
+#include "base/utf8.h"
 
 #include <cstdint>
 
-namespace sluice::server {
+namespace sluice {
 namespace {
 
 // Length of the sequence that `text` begins with; 0: not valid (too long a form, a surrogate, above U+10FFFF, cut off).
@@ -48,4 +48,4 @@ std::string clean_utf8(std::string_view text) {
   return out;
 }
 
-}  // namespace sluice::server
+}  // namespace sluice
