@@ -138,6 +138,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   std::uint64_t file_changes_synced_ = 0;
   bool file_captured_ = false;
   bool shippable_ = false;        ///< a change set was held back until now
+  unsigned polls_ = 0;
   std::uint64_t backfilled_ = 0;  ///< bytes since the last start_writeback()
   bool file_unreadable_ = false;  ///< writes were missed because the file was no database in between
   std::uint64_t captures_ = 0;

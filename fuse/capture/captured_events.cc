@@ -93,8 +93,9 @@ bool CapturedDatabase::poll() {
   const bool behind = database_->log().synced() < database_->pos().txid;
   const bool found = needs_reconcile_ || behind || pending.has_error() || *pending;
   const bool failed = failed_;
-  const bool ahead = !found && wal_.has_wal() && wal_.shm_view() != nullptr && !packing_ahead_.load(std::memory_order_relaxed) &&
-                     ahead_.worth_it(*wal_.wal_file(), wal_.position());
+  constexpr unsigned kLookAhead = 4;  // one poll in so many: two more reads of a file
+  const bool ahead = !found && ++polls_ % kLookAhead == 0 && wal_.has_wal() && wal_.shm_view() != nullptr &&
+                     !packing_ahead_.load(std::memory_order_relaxed) && ahead_.worth_it(*wal_.wal_file(), wal_.position());
   database_->commit_mutex().unlock();
   return (found || ahead) && !failed;
 }

@@ -29,10 +29,6 @@ Scheduling scheduling(pid_t thread = 0) {
 /// The application whose writes they are; a thread of this process will do.
 class WriteRunTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    if (scheduling().cpus < 2) GTEST_SKIP() << "one CPU: a run pins nothing";
-    before_ = scheduling();
-  }
   /// What a worker does for each request.
   void serve(bool is_write, pid_t thread) {
     run_.before_read();
@@ -54,7 +50,7 @@ class WriteRunTest : public ::testing::Test {
 
   WriteRun run_;
   const pid_t application_ = ::getpid();
-  Scheduling before_;
+  const Scheduling before_ = scheduling();
 };
 
 TEST_F(WriteRunTest, BeginsWithWritesOfOneThreadAndEndsWithAnythingElse) {
