@@ -61,7 +61,10 @@ int cpu_of(pid_t thread) {
 }  // namespace
 
 WriteRun::WriteRun() {
-  std::thread([this] { possible_ = set_policy(0, SCHED_IDLE) && set_policy(0, SCHED_OTHER); }).join();
+  // A policy that the administrator chose stays.
+  std::thread([this] {
+    possible_ = ::sched_getscheduler(0) == SCHED_OTHER && set_policy(0, SCHED_IDLE) && set_policy(0, SCHED_OTHER);
+  }).join();
 }
 
 // A thread serves one session for all of its life.

@@ -21,7 +21,7 @@ namespace sluice::fuse {
 /// Called by the workers of one session, each around its own requests, in the order of the declarations. Thread-safe.
 class WriteRun {
  public:
-  /// Without the right to change back from SCHED_IDLE there are no runs.
+  /// Without the right to change back from SCHED_IDLE, or with another policy than SCHED_OTHER, there are no runs.
   WriteRun();
 
   /// About to wait for a request. In a run, only the runner comes back before it is over.
