@@ -30,7 +30,7 @@ namespace {
 constexpr std::size_t kMaxHead = 16 * 1024;
 constexpr std::string_view kHeadEnd = "\r\n\r\n";
 
-using Endpoints = std::vector<stream_protocol::endpoint>;
+using Endpoints = Dialer::Addresses;
 
 // getaddrinfo cannot be cancelled and may take as long as the name servers like, so nobody waits for its thread; it
 // only holds this, and finds out there whether the answer is still wanted.
@@ -116,15 +116,19 @@ Result<void> check_upgrade_answer(std::string_view head) {
 }
 
 struct Dialer::Impl {
-  Impl(EventLoop& event_loop, Endpoint where, std::string secret)
-      : loop(event_loop), endpoint(std::move(where)), token(std::move(secret)), socket(event_loop.context()),
-        deadline(event_loop) {}
+  Impl(EventLoop& event_loop, Endpoint where, std::string secret, Resolve resolver)
+      : loop(event_loop), endpoint(std::move(where)), token(std::move(secret)), resolve(std::move(resolver)),
+        socket(event_loop.context()), deadline(event_loop), share(event_loop) {}
 
   EventLoop& loop;
   const Endpoint endpoint;
   const std::string token;
+  const Resolve resolve;
   stream_protocol::socket socket;
   Timer deadline;
+  Timer share;  ///< of the address that is being tried
+  MonotonicTime until{};
+  std::size_t trying = 0;  ///< which address
   Done done;  // empty: finished
   std::shared_ptr<Lookup> lookup;
   Endpoints endpoints;
@@ -135,13 +139,15 @@ struct Dialer::Impl {
   std::string where() const { return endpoint.host + ":" + endpoint.port; }
 };
 
-Dialer::Dialer(EventLoop& loop, Endpoint endpoint, std::string token)
-    : impl_(std::make_unique<Impl>(loop, std::move(endpoint), std::move(token))) {}
+Dialer::Dialer(EventLoop& loop, Endpoint endpoint, std::string token, Resolve resolve)
+    : impl_(std::make_unique<Impl>(loop, std::move(endpoint), std::move(token),
+                                   resolve ? std::move(resolve) : Resolve(look_up))) {}
 
 Dialer::~Dialer() { cancel(); }
 
 void Dialer::start(Duration timeout, Done done) {
   impl_->done = std::move(done);
+  impl_->until = std::chrono::steady_clock::now() + timeout;
   impl_->deadline.start(timeout, [this] {
     finish(make_error(Errc::deadline, fmt::format("{} did not answer in time", impl_->where())));
   });
@@ -151,6 +157,7 @@ void Dialer::start(Duration timeout, Done done) {
 void Dialer::cancel() {
   impl_->done = nullptr;
   impl_->deadline.cancel();
+  impl_->share.cancel();
   if (impl_->lookup) {
     MutexLock lock(impl_->lookup->mutex);
     impl_->lookup->done = nullptr;
@@ -182,8 +189,8 @@ void Dialer::resolve() {
       });
     };
   }
-  std::thread([lookup = impl_->lookup, endpoint = impl_->endpoint] {
-    auto found = look_up(endpoint);
+  std::thread([lookup = impl_->lookup, endpoint = impl_->endpoint, resolve = impl_->resolve] {
+    auto found = resolve(endpoint);
     MutexLock lock(lookup->mutex);
     if (lookup->done) lookup->done(std::move(found));
   }).detach();
@@ -195,6 +202,12 @@ void Dialer::connect(std::size_t index) {
   }
   boost::system::error_code ignored;
   impl_->socket.close(ignored);
+  impl_->trying = index;
+  const std::size_t left = impl_->endpoints.size() - index;
+  if (left > 1) {
+    const Duration all = impl_->until - std::chrono::steady_clock::now();
+    impl_->share.start(std::max<Duration>(all / left, Duration::zero()), [this, index] { connect(index + 1); });
+  }
   // Asio's own sockets would be inherited by the application that runs beside this node, and outlive it there.
   const auto& endpoint = impl_->endpoints[index];
   UniqueFd fd(::socket(endpoint.protocol().family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -203,7 +216,8 @@ void Dialer::connect(std::size_t index) {
   impl_->socket.async_connect(
       impl_->endpoints[index],
       [self = shared_from_this(), index](const boost::system::error_code& error) {
-        if (!self->impl_->done) return;
+        if (!self->impl_->done || self->impl_->trying != index) return;
+        self->impl_->share.cancel();
         if (!error) return self->send_request();
         if (index + 1 < self->impl_->endpoints.size()) return self->connect(index + 1);
         self->finish(make_error(Errc::unavailable,

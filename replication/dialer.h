@@ -1,9 +1,11 @@
 // Connects to a primary and asks for the stream: name lookup, TCP, HTTP upgrade. Loop thread only.
 #pragma once
 
+#include <boost/asio/generic/stream_protocol.hpp>
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/async.h"
 #include "base/bytes.h"
@@ -32,10 +34,16 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
   };
   using Done = std::function<void(Result<Upgraded>)>;
 
-  Dialer(EventLoop& loop, Endpoint endpoint, std::string token);
+  using Addresses = std::vector<boost::asio::generic::stream_protocol::endpoint>;
+  /// Blocks; called on a thread of its own.
+  using Resolve = std::function<Result<Addresses>(const Endpoint&)>;
+
+  /// `resolve`: the system's resolver if there is none.
+  Dialer(EventLoop& loop, Endpoint endpoint, std::string token, Resolve resolve = {});
   ~Dialer();
 
-  /// Calls `done` once, unless cancelled: with the socket, or an error within `timeout`.
+  /// Calls `done` once, unless cancelled: with the socket, or an error within `timeout`. A name's addresses are tried one
+  /// after the other; one that does not answer gets its share of the time, not all of it.
   void start(Duration timeout, Done done);
   void cancel();
 

@@ -1,6 +1,13 @@
 #include "replication/dialer.h"
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <future>
+
+#include "tests/unit/replication/stream_fixture.h"
 
 namespace sluice::replication {
 namespace {
@@ -33,6 +40,85 @@ TEST(UpgradeAnswer, OnlyAnUpgradeToSluiceCounts) {
   const auto refused = check_upgrade_answer("HTTP/1.1 503 \x1b[31mnot primary\r\n\r\n");
   ASSERT_TRUE(refused.has_error());
   EXPECT_EQ(refused.error().message.find('\x1b'), std::string::npos) << "no control characters in messages";
+}
+
+sockaddr_in loopback(std::uint16_t port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(port);
+  return address;
+}
+
+/// A listener whose queue is full: the kernel drops what else comes, as a dead host does.
+class DeadEnd {
+ public:
+  DeadEnd() {
+    sockaddr_in address = loopback(0);
+    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(::listen(listener_.get(), 0), 0);
+    socklen_t length = sizeof address;
+    EXPECT_EQ(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
+    port_ = ntohs(address.sin_port);
+    for (int i = 0; i < 8; ++i) {
+      UniqueFd client(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      (void)::connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address);
+      clients_.push_back(std::move(client));
+    }
+  }
+  std::uint16_t port() const { return port_; }
+
+ private:
+  UniqueFd listener_{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  std::vector<UniqueFd> clients_;
+  std::uint16_t port_ = 0;
+};
+
+// A name with an address that swallows everything (IPv6 without a route) and one that works.
+TEST(Dialer, AnAddressThatDoesNotAnswerLeavesTimeForTheNext) {
+  testing::TestPrimary primary;
+  const DeadEnd dead;
+  const auto resolve = [&](const Endpoint&) -> Result<Dialer::Addresses> {
+    Dialer::Addresses all;
+    for (const std::uint16_t port : {dead.port(), dead.port(), primary.port()}) {
+      const sockaddr_in address = loopback(port);
+      all.emplace_back(&address, sizeof address);
+    }
+    return all;
+  };
+  EventLoop loop("dial");
+  std::promise<Result<Dialer::Upgraded>> answer;
+  std::shared_ptr<Dialer> dialer;
+  loop.run([&] {
+    dialer = std::make_shared<Dialer>(loop, Endpoint{"primary", "1"}, std::string(), resolve);
+    dialer->start(std::chrono::seconds(3), [&](Result<Dialer::Upgraded> result) { answer.set_value(std::move(result)); });
+  });
+  auto future = answer.get_future();
+  ASSERT_EQ(future.wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  const auto result = future.get();
+  EXPECT_TRUE(result.has_value()) << result.error().to_string();
+  loop.run([&] { dialer.reset(); });
+}
+
+TEST(Dialer, OnlyDeadAddressesEndWithTheDeadline) {
+  const DeadEnd dead;
+  const auto resolve = [&](const Endpoint&) -> Result<Dialer::Addresses> {
+    const sockaddr_in address = loopback(dead.port());
+    return Dialer::Addresses(2, boost::asio::generic::stream_protocol::endpoint(&address, sizeof address));
+  };
+  EventLoop loop("dial");
+  std::promise<Result<Dialer::Upgraded>> answer;
+  std::shared_ptr<Dialer> dialer;
+  loop.run([&] {
+    dialer = std::make_shared<Dialer>(loop, Endpoint{"primary", "1"}, std::string(), resolve);
+    dialer->start(std::chrono::milliseconds(300), [&](Result<Dialer::Upgraded> result) { answer.set_value(std::move(result)); });
+  });
+  auto future = answer.get_future();
+  ASSERT_EQ(future.wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  const auto result = future.get();
+  ASSERT_TRUE(result.has_error());
+  EXPECT_EQ(result.error().code, Errc::deadline);
+  loop.run([&] { dialer.reset(); });
 }
 
 }  // namespace
