@@ -30,16 +30,16 @@ namespace {
 constexpr std::size_t kMaxHead = 16 * 1024;
 constexpr std::string_view kHeadEnd = "\r\n\r\n";
 
-using Endpoints = Dialer::Addresses;
+using Addresses = Dialer::Addresses;
 
 // getaddrinfo cannot be cancelled and may take as long as the name servers like, so nobody waits for its thread; it
 // only holds this, and finds out there whether the answer is still wanted.
 struct Lookup {
   Mutex mutex;
-  std::function<void(Result<Endpoints>)> done GUARDED_BY(mutex);
+  std::function<void(Result<Addresses>)> done GUARDED_BY(mutex);
 };
 
-Result<Endpoints> look_up(const Endpoint& endpoint) {
+Result<Addresses> look_up(const Endpoint& endpoint) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* list = nullptr;
@@ -47,9 +47,13 @@ Result<Endpoints> look_up(const Endpoint& endpoint) {
   if (code != 0) {
     return make_error(Errc::unavailable, fmt::format("host {} is not known: {}", endpoint.host, gai_strerror(code)));
   }
-  Endpoints all;
+  Addresses all;
   for (const addrinfo* entry = list; entry != nullptr; entry = entry->ai_next) {
-    all.emplace_back(entry->ai_addr, entry->ai_addrlen);
+    if (entry->ai_addrlen > sizeof(sockaddr_storage)) continue;
+    Dialer::Address address{};
+    std::memcpy(&address.bytes, entry->ai_addr, entry->ai_addrlen);
+    address.size = entry->ai_addrlen;
+    all.push_back(address);
   }
   ::freeaddrinfo(list);
   return all;
@@ -131,7 +135,7 @@ struct Dialer::Impl {
   std::size_t trying = 0;  ///< which address
   Done done;  // empty: finished
   std::shared_ptr<Lookup> lookup;
-  Endpoints endpoints;
+  std::vector<stream_protocol::endpoint> endpoints;
   std::string request;
   std::string answer;
   std::array<char, 4096> buffer{};
@@ -179,12 +183,12 @@ void Dialer::resolve() {
   {
     MutexLock lock(impl_->lookup->mutex);
     // Called under the lookup's mutex: cancel(), and with it the end of the loop, waits for that.
-    impl_->lookup->done = [weak = weak_from_this(), &loop = impl_->loop](Result<Endpoints> found) {
+    impl_->lookup->done = [weak = weak_from_this(), &loop = impl_->loop](Result<Addresses> found) {
       loop.post([weak, found = std::move(found)] {
         const auto self = weak.lock();
         if (!self || !self->impl_->done) return;
         if (found.has_error()) return self->finish(found.error());
-        self->impl_->endpoints = *found;
+        for (const Address& address : *found) self->impl_->endpoints.emplace_back(&address.bytes, address.size);
         self->connect(0);
       });
     };

@@ -1,7 +1,8 @@
 // Connects to a primary and asks for the stream: name lookup, TCP, HTTP upgrade. Loop thread only.
 #pragma once
 
-#include <boost/asio/generic/stream_protocol.hpp>
+#include <sys/socket.h>
+
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,7 +35,11 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
   };
   using Done = std::function<void(Result<Upgraded>)>;
 
-  using Addresses = std::vector<boost::asio::generic::stream_protocol::endpoint>;
+  struct Address {
+    sockaddr_storage bytes;
+    socklen_t size;
+  };
+  using Addresses = std::vector<Address>;
   /// Blocks; called on a thread of its own.
   using Resolve = std::function<Result<Addresses>(const Endpoint&)>;
 

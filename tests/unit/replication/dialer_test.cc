@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <cstring>
 #include <future>
 
 #include "tests/unit/replication/stream_fixture.h"
@@ -50,6 +51,14 @@ sockaddr_in loopback(std::uint16_t port) {
   return address;
 }
 
+Dialer::Address address_of(std::uint16_t port) {
+  const sockaddr_in from = loopback(port);
+  Dialer::Address address{};
+  std::memcpy(&address.bytes, &from, sizeof from);
+  address.size = sizeof from;
+  return address;
+}
+
 /// A listener whose queue is full: the kernel drops what else comes, as a dead host does.
 class DeadEnd {
  public:
@@ -80,10 +89,7 @@ TEST(Dialer, AnAddressThatDoesNotAnswerLeavesTimeForTheNext) {
   const DeadEnd dead;
   const auto resolve = [&](const Endpoint&) -> Result<Dialer::Addresses> {
     Dialer::Addresses all;
-    for (const std::uint16_t port : {dead.port(), dead.port(), primary.port()}) {
-      const sockaddr_in address = loopback(port);
-      all.emplace_back(&address, sizeof address);
-    }
+    for (const std::uint16_t port : {dead.port(), dead.port(), primary.port()}) all.push_back(address_of(port));
     return all;
   };
   EventLoop loop("dial");
@@ -103,8 +109,7 @@ TEST(Dialer, AnAddressThatDoesNotAnswerLeavesTimeForTheNext) {
 TEST(Dialer, OnlyDeadAddressesEndWithTheDeadline) {
   const DeadEnd dead;
   const auto resolve = [&](const Endpoint&) -> Result<Dialer::Addresses> {
-    const sockaddr_in address = loopback(dead.port());
-    return Dialer::Addresses(2, boost::asio::generic::stream_protocol::endpoint(&address, sizeof address));
+    return Dialer::Addresses(2, address_of(dead.port()));
   };
   EventLoop loop("dial");
   std::promise<Result<Dialer::Upgraded>> answer;
