@@ -241,7 +241,13 @@ void CapturedDatabase::start_writeback(std::size_t bytes) {
   backfilled_ += bytes;
   if (backfilled_ < kStep) return;
   backfilled_ = 0;
-  context_.pool.post([file = file_] { file->start_writeback(0, 0); });
+  // On a slow disk this can block: one at a time, so that captures find a thread of the pool.
+  if (context_.writing_back->exchange(true)) return;
+  const bool posted = context_.pool.post([busy = context_.writing_back, file = file_] {
+    file->start_writeback(0, 0);
+    busy->store(false);
+  });
+  if (!posted) context_.writing_back->store(false);
 }
 
 int CapturedDatabase::sync_database(FunctionRef<int()> perform) {

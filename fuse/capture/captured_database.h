@@ -21,6 +21,8 @@ struct CaptureContext {
   /// Unmounting: files opened through the mount are closed again after each use, they would keep it busy.
   std::atomic<bool> stopping{false};
   std::atomic<std::uint64_t> ahead_bytes{0};  ///< of all databases' PagesAhead
+  /// A pool thread is in start_writeback(); its own, it may outlive the rest.
+  std::shared_ptr<std::atomic<bool>> writing_back = std::make_shared<std::atomic<bool>>(false);
 };
 
 /// Thread-safe: everything below takes the database's commit lock itself unless it says otherwise.
