@@ -128,7 +128,10 @@ void Session::work() {
                   header != nullptr ? static_cast<pid_t>(header->pid) : 0);
     if (n == -EINTR || n == -EAGAIN) continue;
     if (n <= 0) break;  // unmounted or aborted
-    if (idle_.fetch_sub(1, std::memory_order_relaxed) == 1) add_worker();
+    if (idle_.fetch_sub(1, std::memory_order_relaxed) == 1) {
+      run_.before_new_worker();
+      add_worker();
+    }
     fuse_session_process_buf(session_, &buffer);
     run_.processed();
     idle_.fetch_add(1, std::memory_order_relaxed);

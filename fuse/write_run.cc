@@ -221,6 +221,13 @@ void WriteRun::count(bool is_write, pid_t thread) {
   state_.compare_exchange_strong(none, State::gathering);
 }
 
+void WriteRun::before_new_worker() {
+  Worker& self = worker();
+  if (!is_runner(self)) return;
+  self.runs = false;
+  end(self.writes < kWritesOfAShortRun);
+}
+
 void WriteRun::leave() {
   Worker& self = worker();
   if (self.reads) readers_.fetch_sub(1);

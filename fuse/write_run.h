@@ -30,6 +30,9 @@ class WriteRun {
   void received(bool is_write, pid_t thread) EXCLUDES(mutex_);
   /// The request was answered, or given to another thread.
   void processed();
+  /// This worker is about to start another one. A thread inherits scheduling policy and CPUs from the one that creates it, so a
+  /// runner ends its run: all others are busy then, and a worker that stayed SCHED_IDLE would serve nobody on busy CPUs.
+  void before_new_worker() EXCLUDES(mutex_);
   /// This worker ends.
   void leave() EXCLUDES(mutex_);
 

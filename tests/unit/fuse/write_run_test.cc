@@ -80,6 +80,18 @@ TEST_F(WriteRunTest, AnUnknownThreadIsNoRun) {
   run_.leave();
 }
 
+// A thread inherits policy and CPUs.
+TEST_F(WriteRunTest, AWorkerThatTheRunnerStartsIsANormalOne) {
+  begin_run();
+  run_.received(true, application_);
+  run_.before_new_worker();
+  std::thread([this] { expect_normal(); }).join();
+  expect_normal();
+  run_.processed();
+  serve(true, application_);
+  run_.leave();
+}
+
 // SCHED_IDLE gets nothing on a busy CPU; whoever waits in the meantime sees to it.
 TEST_F(WriteRunTest, ARunnerThatIsHeldUpIsGivenItsSchedulingBack) {
   const pid_t runner = ::gettid();
