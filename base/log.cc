@@ -2,7 +2,10 @@
 
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
+#include <cstdio>
+#include <exception>
 #include <memory>
 
 #include "base/utf8.h"
@@ -37,7 +40,35 @@ class JsonMessageFlag final : public spdlog::custom_flag_formatter {
   static void append(spdlog::memory_buf_t& out, std::string_view text) { out.append(text.data(), text.data() + text.size()); }
 };
 
+spdlog::level::level_enum spdlog_level(LogLevel level) {
+  switch (level) {
+    case LogLevel::debug:
+      return spdlog::level::debug;
+    case LogLevel::info:
+      return spdlog::level::info;
+    case LogLevel::warning:
+      return spdlog::level::warn;
+    case LogLevel::error:
+      break;
+  }
+  return spdlog::level::err;
+}
+
 }  // namespace
+
+void log_formatted(LogLevel level, fmt::string_view format, fmt::format_args arguments) noexcept {
+  try {
+    spdlog::logger* logger = spdlog::default_logger_raw();
+    if (logger == nullptr || !logger->should_log(spdlog_level(level))) return;
+    fmt::memory_buffer text;
+    fmt::vformat_to(fmt::appender(text), format, arguments);
+    logger->log(spdlog_level(level), spdlog::string_view_t(text.data(), text.size()));
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "a log message cannot be formatted: %s\n", e.what());
+  }
+}
+
+void silence_logging() { spdlog::set_level(spdlog::level::off); }
 
 void init_logging(const LogOptions& options) {
   auto logger = std::make_shared<spdlog::logger>("sluice", std::make_shared<spdlog::sinks::stderr_sink_mt>());

@@ -117,7 +117,7 @@ void use(FileSystem& fs, const std::string& dir) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const test::TempDir temp;
-  spdlog::set_level(spdlog::level::off);
+  silence_logging();
   const std::string dir = temp.file("log");
   std::filesystem::remove_all(dir);
   fuzz::Input in(data, size);

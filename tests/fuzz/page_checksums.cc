@@ -15,7 +15,7 @@ using namespace sluice::storage;
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const test::TempDir temp;
-  spdlog::set_level(spdlog::level::off);
+  silence_logging();
   const std::string path = temp.file("sums");
   fuzz::Input in(data, size);
   const bool valid_sum = in.byte() % 2 == 0;
