@@ -81,13 +81,17 @@ bool WriteRun::is_runner(Worker& self) {
 void WriteRun::before_read() {
   Worker& self = worker();
   if (!is_runner(self) && state_.load(std::memory_order_relaxed) != State::none) {
-    MutexLock lock(mutex_);
-    while (!self.runs && state_ != State::none) {
-      if (state_ == State::gathering && readers_ == 0)
-        begin(self);
-      else
-        watch();
+    bool begun = false;
+    {
+      MutexLock lock(mutex_);
+      while (!begun && state_ != State::none) {
+        if (state_ == State::gathering && readers_ == 0)
+          begun = begin(self);
+        else
+          watch();
+      }
     }
+    if (begun) take_place(self);
   }
   if (self.runs) return;
   readers_.fetch_add(1);
@@ -121,30 +125,53 @@ void WriteRun::look_at_runner() {
   }
 }
 
-void WriteRun::begin(Worker& self) {
-  const int cpu = cpu_of(thread_.load(std::memory_order_relaxed));
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(static_cast<std::size_t>(cpu), &set);
-  if (cpu < 0 || ::sched_getaffinity(0, sizeof affinity_, &affinity_) != 0 ||
-      ::sched_setaffinity(0, sizeof set, &set) != 0) {
+// The runner's place and policy follow without the mutex.
+bool WriteRun::begin(Worker& self) {
+  if (::sched_getaffinity(0, sizeof affinity_, &affinity_) != 0) {
     end_locked(true);
-    return;
+    return false;
   }
-  set_policy(0, SCHED_IDLE);
-  equal_until_ns_.store(0, std::memory_order_relaxed);
-  self.cpu = cpu;
+  self.affinity = affinity_;
+  self.cpu = -1;
   self.writes = 0;
   self.runs = true;
+  equal_until_ns_.store(0, std::memory_order_relaxed);
   runner_ = self.thread;
   state_ = State::running;
   runs_.fetch_add(1, std::memory_order_relaxed);
   changed_.notify_all();  // it may have been the one who watches
+  return true;
 }
 
-void WriteRun::end(bool broken) {
+void WriteRun::take_place(Worker& self) {
+  const int cpu = cpu_of(thread_.load(std::memory_order_relaxed));
+  if (cpu < 0) {
+    self.runs = false;
+    end(self, true);
+    return;
+  }
+  move_to(self, cpu);
+  become_idle(self);
+}
+
+void WriteRun::become_idle(Worker& self) {
+  set_policy(0, SCHED_IDLE);
+  if (!is_runner(self)) set_policy(0, SCHED_OTHER);
+}
+
+void WriteRun::move_to(Worker& self, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+  CPU_SET(static_cast<std::size_t>(cpu), &set);
+  if (::sched_setaffinity(0, sizeof set, &set) == 0) self.cpu = cpu;
+  if (!is_runner(self)) ::sched_setaffinity(0, sizeof self.affinity, &self.affinity);
+}
+
+void WriteRun::end(Worker& self, bool broken) {
+  set_policy(0, SCHED_OTHER);
   MutexLock lock(mutex_);
-  end_locked(broken);
+  if (runner_.load(std::memory_order_relaxed) == self.thread) end_locked(broken);
 }
 
 void WriteRun::end_locked(bool broken) {
@@ -175,7 +202,7 @@ void WriteRun::received(bool is_write, pid_t thread) {
   if (!is_write || thread != thread_.load(std::memory_order_relaxed)) {
     // The sync at the end of a checkpoint, or somebody else's request.
     self.runs = false;
-    end(self.writes < kWritesOfAShortRun);
+    end(self, self.writes < kWritesOfAShortRun);
     return;
   }
   const std::int64_t now = now_ns();
@@ -184,19 +211,13 @@ void WriteRun::received(bool is_write, pid_t thread) {
   if (++self.writes % kWritesToFollow == 0) follow(self);
   const std::int64_t equal_until = equal_until_ns_.load(std::memory_order_relaxed);
   if (equal_until == 0 || now < equal_until) return;
-  MutexLock lock(mutex_);
   equal_until_ns_.store(0, std::memory_order_relaxed);
-  if (is_runner(self)) set_policy(0, SCHED_IDLE);
+  become_idle(self);
 }
 
 void WriteRun::follow(Worker& self) {
   const int cpu = cpu_of(thread_.load(std::memory_order_relaxed));
-  if (cpu < 0 || cpu == self.cpu || cpu >= CPU_SETSIZE) return;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(static_cast<std::size_t>(cpu), &set);
-  MutexLock lock(mutex_);
-  if (is_runner(self) && ::sched_setaffinity(0, sizeof set, &set) == 0) self.cpu = cpu;
+  if (cpu >= 0 && cpu != self.cpu) move_to(self, cpu);
 }
 
 void WriteRun::processed() {
@@ -225,13 +246,13 @@ void WriteRun::before_new_worker() {
   Worker& self = worker();
   if (!is_runner(self)) return;
   self.runs = false;
-  end(self.writes < kWritesOfAShortRun);
+  end(self, self.writes < kWritesOfAShortRun);
 }
 
 void WriteRun::leave() {
   Worker& self = worker();
   if (self.reads) readers_.fetch_sub(1);
-  if (is_runner(self)) end(false);
+  if (is_runner(self)) end(self, false);
 }
 
 }  // namespace sluice::fuse

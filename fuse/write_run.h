@@ -5,7 +5,14 @@
 // nothing else to do than that as idle, so the reply wakes the application where it was, not on the CPU next door.
 //
 // On a CPU that somebody else keeps busy, SCHED_IDLE gets next to nothing: another worker watches the runner, and gives it back its
-// normal policy, or ends the run, within some milliseconds.
+// normal policy, or ends the run, within some milliseconds. For that it needs the mutex, so nobody holds it as SCHED_IDLE, or while
+// changing CPUs: such a thread may get a CPU only after seconds. The runner makes itself SCHED_IDLE without the mutex, then
+// looks whether the run was ended meanwhile, and takes it back if so:
+//
+//   runner                               whoever ends the run (mutex held)
+//   SCHED_IDLE                           runner_ = 0
+//   runner_ is me?                       runner: SCHED_OTHER
+//     no: SCHED_OTHER
 #pragma once
 
 #include <sched.h>
@@ -50,12 +57,16 @@ class WriteRun {
     bool runs = false;  ///< unless a watcher ended the run: is_runner() tells
     int cpu = -1;
     int writes = 0;  ///< of this run
+    cpu_set_t affinity{};  ///< before this run
   };
   static Worker& worker();
   bool is_runner(Worker& self);
   void count(bool is_write, pid_t thread);
-  void begin(Worker& self) REQUIRES(mutex_);
-  void end(bool broken) EXCLUDES(mutex_);
+  bool begin(Worker& self) REQUIRES(mutex_);
+  void take_place(Worker& self) EXCLUDES(mutex_);
+  void become_idle(Worker& self) EXCLUDES(mutex_);
+  void move_to(Worker& self, int cpu) EXCLUDES(mutex_);
+  void end(Worker& self, bool broken) EXCLUDES(mutex_);
   void end_locked(bool broken) REQUIRES(mutex_);
   void watch() REQUIRES(mutex_);
   void look_at_runner() REQUIRES(mutex_);
