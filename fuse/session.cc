@@ -124,7 +124,7 @@ void Session::work() {
     run_.before_read();
     const int n = fuse_session_receive_buf(session_, &buffer);
     const auto* header = static_cast<const protocol::InHeader*>(n > 0 ? buffer.mem : nullptr);
-    run_.received(header != nullptr && header->opcode == protocol::kOpcodeWrite,
+    run_.received(header != nullptr ? RequestRun::part_of(header->opcode) : RequestRun::Part::other,
                   header != nullptr ? static_cast<pid_t>(header->pid) : 0);
     if (n == -EINTR || n == -EAGAIN) continue;
     if (n <= 0) break;  // unmounted or aborted

@@ -17,7 +17,7 @@
 #include "base/mutex.h"
 #include "fuse/operations.h"
 #include "fuse/passthrough.h"
-#include "fuse/write_run.h"
+#include "fuse/request_run.h"
 
 struct fuse_session;
 
@@ -63,7 +63,7 @@ class Session {
   fuse_session* session_ = nullptr;
   std::array<std::atomic<std::uint64_t>, 64> counts_{};
   std::atomic<int> idle_{0};  // workers waiting for a request
-  WriteRun run_;
+  RequestRun run_;
 
   mutable Mutex mutex_;
   CondVar changed_;

@@ -1,6 +1,7 @@
-#include "fuse/write_run.h"
+#include "fuse/request_run.h"
 
 #include <fcntl.h>
+#include <linux/fuse.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,12 +16,12 @@
 namespace sluice::fuse {
 namespace {
 
-constexpr int kWritesToBegin = 16;
-constexpr int kWritesOfAShortRun = 64;
-constexpr int kWritesToFollow = 16;
+constexpr int kToBegin = 16;
+constexpr int kShortRun = 64;
+constexpr int kToFollow = 16;
 constexpr std::int64_t kMillisecond = 1'000'000;
-constexpr std::int64_t kGap_ns = kMillisecond / 2;       // writes further apart are no run
-constexpr std::int64_t kPatience_ns = 3 * kMillisecond;  // for the next write
+constexpr std::int64_t kGap_ns = kMillisecond / 2;       // requests further apart are no run
+constexpr std::int64_t kPatience_ns = 3 * kMillisecond;  // for the next one
 constexpr std::int64_t kHeldUp_ns = kMillisecond / 2;
 constexpr std::int64_t kStuck_ns = 5 * kMillisecond;
 constexpr std::int64_t kEqual_ns = 3 * kMillisecond;
@@ -60,7 +61,7 @@ int cpu_of(pid_t thread) {
 
 }  // namespace
 
-WriteRun::WriteRun() {
+RequestRun::RequestRun() {
   // A policy that the administrator chose stays.
   std::thread([this] {
     possible_ = ::sched_getscheduler(0) == SCHED_OTHER && set_policy(0, SCHED_IDLE) && set_policy(0, SCHED_OTHER);
@@ -68,17 +69,17 @@ WriteRun::WriteRun() {
 }
 
 // A thread serves one session for all of its life.
-WriteRun::Worker& WriteRun::worker() {
+RequestRun::Worker& RequestRun::worker() {
   thread_local Worker worker{.thread = ::gettid()};
   return worker;
 }
 
-bool WriteRun::is_runner(Worker& self) {
+bool RequestRun::is_runner(Worker& self) {
   if (self.runs && runner_.load(std::memory_order_relaxed) != self.thread) self.runs = false;
   return self.runs;
 }
 
-void WriteRun::before_read() {
+void RequestRun::before_read() {
   Worker& self = worker();
   if (!is_runner(self) && state_.load(std::memory_order_relaxed) != State::none) {
     bool begun = false;
@@ -99,7 +100,7 @@ void WriteRun::before_read() {
 }
 
 // The first who waits looks at the runner every millisecond, for all.
-void WriteRun::watch() {
+void RequestRun::watch() {
   if (watched_) {
     changed_.wait(mutex_);  // whoever ends the run, or ends watching, says so
     return;
@@ -111,11 +112,11 @@ void WriteRun::watch() {
   if (state_ == State::gathering && readers_ == 0) changed_.notify_all();
 }
 
-void WriteRun::look_at_runner() {
+void RequestRun::look_at_runner() {
   if (state_ == State::none) return;
   const std::int64_t now = now_ns();
   const std::int64_t busy_since = busy_since_ns_.load(std::memory_order_relaxed);
-  const std::int64_t idle_for = busy_since == 0 ? now - last_write_ns_.load(std::memory_order_relaxed) : 0;
+  const std::int64_t idle_for = busy_since == 0 ? now - last_member_ns_.load(std::memory_order_relaxed) : 0;
   if (idle_for > kPatience_ns || (busy_since != 0 && now - busy_since > kStuck_ns)) {
     end_locked(true);
   } else if (runner_ != 0 && (idle_for > kHeldUp_ns || (busy_since != 0 && now - busy_since > kHeldUp_ns))) {
@@ -126,14 +127,14 @@ void WriteRun::look_at_runner() {
 }
 
 // The runner's place and policy follow without the mutex.
-bool WriteRun::begin(Worker& self) {
+bool RequestRun::begin(Worker& self) {
   if (::sched_getaffinity(0, sizeof affinity_, &affinity_) != 0) {
     end_locked(true);
     return false;
   }
   self.affinity = affinity_;
   self.cpu = -1;
-  self.writes = 0;
+  self.members = 0;
   self.runs = true;
   equal_until_ns_.store(0, std::memory_order_relaxed);
   runner_ = self.thread;
@@ -143,7 +144,7 @@ bool WriteRun::begin(Worker& self) {
   return true;
 }
 
-void WriteRun::take_place(Worker& self) {
+void RequestRun::take_place(Worker& self) {
   const int cpu = cpu_of(thread_.load(std::memory_order_relaxed));
   if (cpu < 0) {
     self.runs = false;
@@ -154,12 +155,12 @@ void WriteRun::take_place(Worker& self) {
   become_idle(self);
 }
 
-void WriteRun::become_idle(Worker& self) {
+void RequestRun::become_idle(Worker& self) {
   set_policy(0, SCHED_IDLE);
   if (!is_runner(self)) set_policy(0, SCHED_OTHER);
 }
 
-void WriteRun::move_to(Worker& self, int cpu) {
+void RequestRun::move_to(Worker& self, int cpu) {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (cpu < 0 || cpu >= CPU_SETSIZE) return;
@@ -168,13 +169,13 @@ void WriteRun::move_to(Worker& self, int cpu) {
   if (!is_runner(self)) ::sched_setaffinity(0, sizeof self.affinity, &self.affinity);
 }
 
-void WriteRun::end(Worker& self, bool broken) {
+void RequestRun::end(Worker& self, bool broken) {
   set_policy(0, SCHED_OTHER);
   MutexLock lock(mutex_);
   if (runner_.load(std::memory_order_relaxed) == self.thread) end_locked(broken);
 }
 
-void WriteRun::end_locked(bool broken) {
+void RequestRun::end_locked(bool broken) {
   if (state_ == State::none) return;
   if (const pid_t runner = runner_.exchange(0); runner != 0) {
     set_policy(runner, SCHED_OTHER);
@@ -188,7 +189,26 @@ void WriteRun::end_locked(bool broken) {
   changed_.notify_all();
 }
 
-void WriteRun::received(bool is_write, pid_t thread) {
+RequestRun::Part RequestRun::part_of(std::uint32_t opcode) {
+  switch (opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_GETATTR:
+    case FUSE_SETATTR:
+    case FUSE_UNLINK:
+    case FUSE_OPEN:
+    case FUSE_WRITE:
+    case FUSE_CREATE:
+      return Part::member;
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_RELEASE:
+      return Part::neutral;
+    default:
+      return Part::other;
+  }
+}
+
+void RequestRun::received(Part part, pid_t thread) {
   Worker& self = worker();
   if (self.reads) {
     self.reads = false;
@@ -196,60 +216,65 @@ void WriteRun::received(bool is_write, pid_t thread) {
   }
   if (!possible_) return;
   if (!is_runner(self)) {
-    count(is_write, thread);
-    return;
-  }
-  if (!is_write || thread != thread_.load(std::memory_order_relaxed)) {
-    // The sync at the end of a checkpoint, or somebody else's request.
-    self.runs = false;
-    end(self, self.writes < kWritesOfAShortRun);
+    count(part, thread);
     return;
   }
   const std::int64_t now = now_ns();
-  last_write_ns_.store(now, std::memory_order_relaxed);
+  if (part == Part::neutral) {
+    busy_since_ns_.store(now, std::memory_order_relaxed);
+    return;
+  }
+  if (part != Part::member || thread != thread_.load(std::memory_order_relaxed)) {
+    // The sync at the end of a checkpoint, or somebody else's request.
+    self.runs = false;
+    end(self, self.members < kShortRun);
+    return;
+  }
+  last_member_ns_.store(now, std::memory_order_relaxed);
   busy_since_ns_.store(now, std::memory_order_relaxed);
-  if (++self.writes % kWritesToFollow == 0) follow(self);
+  if (++self.members % kToFollow == 0) follow(self);
   const std::int64_t equal_until = equal_until_ns_.load(std::memory_order_relaxed);
   if (equal_until == 0 || now < equal_until) return;
   equal_until_ns_.store(0, std::memory_order_relaxed);
   become_idle(self);
 }
 
-void WriteRun::follow(Worker& self) {
+void RequestRun::follow(Worker& self) {
   const int cpu = cpu_of(thread_.load(std::memory_order_relaxed));
   if (cpu >= 0 && cpu != self.cpu) move_to(self, cpu);
 }
 
-void WriteRun::processed() {
+void RequestRun::processed() {
   if (worker().runs) busy_since_ns_.store(0, std::memory_order_relaxed);
 }
 
-void WriteRun::count(bool is_write, pid_t thread) {
-  if (!is_write || thread == 0) {
+void RequestRun::count(Part part, pid_t thread) {
+  if (part == Part::neutral) return;
+  if (part == Part::other || thread == 0) {
     consecutive_.store(0, std::memory_order_relaxed);
     return;
   }
   const std::int64_t now = now_ns();
   const bool goes_on = thread_.exchange(thread, std::memory_order_relaxed) == thread &&
-                       now - last_write_ns_.exchange(now, std::memory_order_relaxed) < kGap_ns;
+                       now - last_member_ns_.exchange(now, std::memory_order_relaxed) < kGap_ns;
   if (!goes_on) {
     consecutive_.store(0, std::memory_order_relaxed);
     return;
   }
-  if (consecutive_.fetch_add(1, std::memory_order_relaxed) < kWritesToBegin) return;
+  if (consecutive_.fetch_add(1, std::memory_order_relaxed) < kToBegin) return;
   if (now < not_before_ns_.load(std::memory_order_relaxed)) return;
   State none = State::none;
   state_.compare_exchange_strong(none, State::gathering);
 }
 
-void WriteRun::before_new_worker() {
+void RequestRun::before_new_worker() {
   Worker& self = worker();
   if (!is_runner(self)) return;
   self.runs = false;
-  end(self, self.writes < kWritesOfAShortRun);
+  end(self, self.members < kShortRun);
 }
 
-void WriteRun::leave() {
+void RequestRun::leave() {
   Worker& self = worker();
   if (self.reads) readers_.fetch_sub(1);
   if (is_runner(self)) end(self, false);

@@ -1,5 +1,5 @@
-// When a run of writes begins and ends, and that its worker has its scheduling back afterwards.
-#include "fuse/write_run.h"
+// When a run of requests begins and ends, and that its worker has its scheduling back afterwards.
+#include "fuse/request_run.h"
 
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -14,7 +14,9 @@
 namespace sluice::fuse {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+constexpr auto kMember = RequestRun::Part::member;
+constexpr auto kNeutral = RequestRun::Part::neutral;
+constexpr auto kOther = RequestRun::Part::other;
 
 struct Scheduling {
   int policy = -1;
@@ -28,77 +30,91 @@ Scheduling scheduling(pid_t thread = 0) {
   return {::sched_getscheduler(thread), CPU_COUNT(&set)};
 }
 
-/// The application whose writes they are; a thread of this process will do.
-class WriteRunTest : public ::testing::Test {
+/// The application whose requests they are; a thread of this process will do.
+class RequestRunTest : public ::testing::Test {
  protected:
   /// What a worker does for each request.
-  void serve(bool is_write, pid_t thread) {
+  void serve(RequestRun::Part part, pid_t thread) {
     run_.before_read();
-    run_.received(is_write, thread);
+    run_.received(part, thread);
     run_.processed();
   }
   void expect_normal(pid_t thread = 0) {
     EXPECT_EQ(scheduling(thread).policy, SCHED_OTHER);
     EXPECT_EQ(scheduling(thread).cpus, before_.cpus);
   }
-  /// The calling thread becomes the runner of this application's writes.
+  /// The calling thread becomes the runner of this application's requests.
   void begin_run() {
-    for (int i = 0; i < 1000 && run_.runs() == 0; ++i) serve(true, application_);
+    for (int i = 0; i < 1000 && run_.runs() == 0; ++i) serve(kMember, application_);
     ASSERT_EQ(run_.runs(), 1u);
     run_.before_read();
     ASSERT_EQ(scheduling().policy, SCHED_IDLE);
     ASSERT_EQ(scheduling().cpus, 1);
   }
 
-  WriteRun run_;
+  RequestRun run_;
   const pid_t application_ = ::getpid();
   const Scheduling before_ = scheduling();
 };
 
-TEST_F(WriteRunTest, BeginsWithWritesOfOneThreadAndEndsWithAnythingElse) {
+TEST_F(RequestRunTest, BeginsWithRequestsOfOneThreadAndEndsWithAnythingElse) {
   begin_run();
   for (int i = 0; i < 200; ++i) {
-    run_.received(true, application_);
+    run_.received(kMember, application_);
     run_.processed();
     run_.before_read();
   }
   EXPECT_EQ(scheduling().policy, SCHED_IDLE);
-  run_.received(false, application_);
+  run_.received(kOther, application_);
   expect_normal();
   run_.processed();
-  serve(false, application_);
+  serve(kOther, application_);
   run_.leave();
 }
 
-TEST_F(WriteRunTest, WritesOfSeveralThreadsAreNoRun) {
-  for (int i = 0; i < 1000; ++i) serve(true, i % 2 == 0 ? application_ : application_ + 1);
+// The kernel sends RELEASE in its own time, in nobody's name.
+TEST_F(RequestRunTest, AReleaseNeitherEndsARunNorKeepsOneFromBeginning) {
+  for (int i = 0; i < 1000 && run_.runs() == 0; ++i) serve(i % 2 == 0 ? kMember : kNeutral, i % 2 == 0 ? application_ : 0);
+  ASSERT_EQ(run_.runs(), 1u);
+  run_.before_read();
+  for (int i = 0; i < 10; ++i) {
+    run_.received(kNeutral, 0);
+    run_.processed();
+    run_.before_read();
+  }
+  EXPECT_EQ(scheduling().policy, SCHED_IDLE);
+  run_.leave();
+}
+
+TEST_F(RequestRunTest, RequestsOfSeveralThreadsAreNoRun) {
+  for (int i = 0; i < 1000; ++i) serve(kMember, i % 2 == 0 ? application_ : application_ + 1);
   EXPECT_EQ(run_.runs(), 0u);
   run_.leave();
 }
 
-TEST_F(WriteRunTest, AnUnknownThreadIsNoRun) {
-  for (int i = 0; i < 1000; ++i) serve(true, 0);
+TEST_F(RequestRunTest, AnUnknownThreadIsNoRun) {
+  for (int i = 0; i < 1000; ++i) serve(kMember, 0);
   EXPECT_EQ(run_.runs(), 0u);
   run_.leave();
 }
 
 // A thread inherits policy and CPUs.
-TEST_F(WriteRunTest, AWorkerThatTheRunnerStartsIsANormalOne) {
+TEST_F(RequestRunTest, AWorkerThatTheRunnerStartsIsANormalOne) {
   begin_run();
-  run_.received(true, application_);
+  run_.received(kMember, application_);
   run_.before_new_worker();
   std::thread([this] { expect_normal(); }).join();
   expect_normal();
   run_.processed();
-  serve(true, application_);
+  serve(kMember, application_);
   run_.leave();
 }
 
 // SCHED_IDLE gets nothing on a busy CPU; whoever waits in the meantime sees to it.
-TEST_F(WriteRunTest, ARunnerThatIsHeldUpIsGivenItsSchedulingBack) {
+TEST_F(RequestRunTest, ARunnerThatIsHeldUpIsGivenItsSchedulingBack) {
   const pid_t runner = ::gettid();
   begin_run();
-  run_.received(true, application_);  // and is not done with it
+  run_.received(kMember, application_);  // and is not done with it
   auto other = std::async(std::launch::async, [this] {
     run_.before_read();
     run_.leave();
@@ -110,18 +126,18 @@ TEST_F(WriteRunTest, ARunnerThatIsHeldUpIsGivenItsSchedulingBack) {
   run_.leave();
 }
 
-TEST_F(WriteRunTest, ARunWithoutFurtherWritesEnds) {
+TEST_F(RequestRunTest, ARunWithoutFurtherRequestsEnds) {
   const pid_t runner = ::gettid();
   begin_run();
   auto other = std::async(std::launch::async, [this] {
     run_.before_read();
-    run_.received(false, 0);
+    run_.received(kOther, 0);
     run_.processed();
     run_.leave();
   });
   ASSERT_EQ(other.wait_for(std::chrono::seconds(10)), std::future_status::ready);
   expect_normal(runner);
-  run_.received(true, application_);  // the old runner, whose run is over
+  run_.received(kMember, application_);  // the old runner, whose run is over
   run_.processed();
   expect_normal();
   run_.leave();
@@ -129,7 +145,7 @@ TEST_F(WriteRunTest, ARunWithoutFurtherWritesEnds) {
 
 // A runner that holds the mutex while it is SCHED_IDLE, or on its way to a busy CPU, keeps everybody from looking at it: for as
 // long as that CPU is busy, and it is all a worker can do to read the requests of other applications.
-TEST_F(WriteRunTest, ARunnerOnABusyMachineHoldsNobodyUp) {
+TEST_F(RequestRunTest, ARunnerOnABusyMachineHoldsNobodyUp) {
   std::atomic<bool> stop{false};
   std::vector<std::thread> hogs;
   for (int i = 0; i < 3 * before_.cpus; ++i)
@@ -143,18 +159,18 @@ TEST_F(WriteRunTest, ARunnerOnABusyMachineHoldsNobodyUp) {
   });
   std::atomic<std::int64_t> longest_ms{0};
   const auto serve_writes = [&] {
-    while (!stop) serve(true, application_);
+    while (!stop) serve(kMember, application_);
     run_.leave();
   };
   std::vector<std::thread> workers;
   for (int i = 0; i < 2; ++i) workers.emplace_back(serve_writes);
   workers.emplace_back([&] {
     while (!stop) {
-      const auto start = Clock::now();
+      const auto start = std::chrono::steady_clock::now();
       run_.before_read();
-      run_.received(true, application_);
+      run_.received(kMember, application_);
       run_.processed();
-      const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count();
+      const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - start).count();
       longest_ms = std::max<std::int64_t>(longest_ms, took);
     }
     run_.leave();
