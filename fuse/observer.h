@@ -74,6 +74,9 @@ class Observer {
 
   /// May clients write to this node's databases (primary)? Decides the mode bits that getattr shows.
   virtual bool writable() const = 0;
+  /// Does this node change the size of -wal or -shm files beside the mount (a replica's apply)? If not, the kernel may keep
+  /// their attributes: it knows of every write through the mount, passthrough or not.
+  virtual bool changes_side_files() const { return true; }
 };
 
 /// Contents of the virtual files; thread-safe, cheap unless said otherwise.

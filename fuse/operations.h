@@ -94,6 +94,7 @@ class Operations {
                  unsigned flags, bool directory);
 
   // Attributes.
+  double attr_timeout_s(FileKind kind) const;
   int stat_node(NodeId node, struct stat& st, FileKind& kind);
   int truncate_node(NodeId node, std::uint64_t size);
   int apply_attr(NodeId node, const AttrChange& change);

@@ -13,11 +13,6 @@ namespace sluice::fuse {
 /// Nothing changes beside the mount without an explicit invalidation, so the kernel may remember for a day.
 inline constexpr double kLongTimeout_s = 86400;
 
-/// -wal and -shm change without us; virtual files all the time.
-inline double attr_timeout_s(FileKind kind) {
-  const bool changes = kind == FileKind::wal || kind == FileKind::shm || kind == FileKind::virtual_file;
-  return changes ? 0 : kLongTimeout_s;
-}
 inline double entry_timeout_s(FileKind kind) { return kind == FileKind::virtual_file ? 0 : kLongTimeout_s; }
 
 /// What CREATE, MKNOD, MKDIR and SYMLINK have in common.

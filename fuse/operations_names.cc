@@ -21,6 +21,13 @@ void Operations::lookup(Request request, NodeId parent, const char* name) {
 
 void Operations::forget(NodeId node, std::uint64_t lookups) { p_.nodes.forget(node, lookups); }
 
+/// Virtual files change all the time; what clients do to -wal and -shm the kernel sees, also past us.
+double Operations::attr_timeout_s(FileKind kind) const {
+  const bool side_file = kind == FileKind::wal || kind == FileKind::shm;
+  const bool changes = kind == FileKind::virtual_file || (side_file && p_.observer.changes_side_files());
+  return changes ? 0 : kLongTimeout_s;
+}
+
 int Operations::stat_node(NodeId id, struct stat& st, FileKind& kind) {
   const TreeShared tree(tree_mutex_);
   const auto node = p_.nodes.find(id);

@@ -42,6 +42,7 @@ class CaptureImpl final : public Capture {
   void opened(const Op& op) override;
   void released(const Op& op) override;
   bool writable() const override { return true; }
+  bool changes_side_files() const override { return false; }
 
  private:
   using DatabasePtr = std::shared_ptr<CapturedDatabase>;

@@ -40,7 +40,10 @@ class RecordingObserver : public Observer {
   void opened(const Op& op) override;
   void released(const Op& op) override;
   bool writable() const override { return true; }
+  bool changes_side_files() const override { return changes_side_files_; }
 
+  /// As on a primary: the kernel may keep the attributes of -wal and -shm.
+  void leave_side_files_alone() { changes_side_files_ = false; }
   void park_everything() { park_ = true; }
   /// Answers an errno (not 0) instead of performing.
   void refuse(std::function<int(const Op&)> rule);
@@ -57,6 +60,7 @@ class RecordingObserver : public Observer {
   mutable std::mutex mutex_;
   std::vector<SeenOp> seen_;
   std::function<int(const Op&)> rule_;
+  std::atomic<bool> changes_side_files_{true};
   std::atomic<bool> park_{false};
   std::atomic<std::size_t> parked_{0};
 };
