@@ -39,6 +39,7 @@ std::uint64_t DatabaseFeed::restart() {
   // A DatabaseUnknown stays: what it says holds for whatever comes next.
   std::erase_if(queue_, [](const Item& item) { return !std::holds_alternative<DatabaseUnknown>(item.message); });
   queued_cost_ = 0;
+  outgoing_.clear();
   const std::uint64_t generation = ++status_.generation;
   status_.consumed = status_.installed = 0;
   status_.failure.reset();
@@ -119,6 +120,10 @@ DatabaseFeed::Step DatabaseFeed::next(Item& item) {
   MutexLock lock(mutex_);
   working_on_.reset();
   if (std::exchange(abort_, false)) return Step::abort;
+  if (!context_.gate.closed() && open_ == Open::offer) {
+    working_on_ = offer_arrived_;
+    return Step::offer;
+  }
   if (!context_.gate.closed() && !queue_.empty()) {
     item = std::move(queue_.front());
     queue_.pop_front();
@@ -135,6 +140,7 @@ bool DatabaseFeed::drain_one() {
   switch (next(item)) {
     case Step::idle: tell(); return false;
     case Step::abort: abort_open(); return true;
+    case Step::offer: go_on_offering(); return true;
     case Step::item: work_off(std::move(item)); return true;
   }
   return false;
@@ -172,17 +178,53 @@ void DatabaseFeed::work_off(Item item) {
       const auto* start = std::get_if<DatabaseStart>(&item.message);
       // Damage in what was sent twice, say: nothing is missing after all.
       if (start != nullptr && start->newest == status_.logged) failing_since_.reset();
-      if (result.has_error()) {
-        const Error& error = result.error();
-        status_.failure = Failure{error, content_error(error.code) && !progressed_};
-        if (content_error(error.code)) progressed_ = false;
-        if (!failing_since_) failing_since_ = item.arrived;
-        std::erase_if(queue_, [](const Item& i) { return !std::holds_alternative<DatabaseUnknown>(i.message); });
-        queued_cost_ = 0;
-      }
+      if (result.has_error()) fail(result.error(), item.generation, item.arrived);
     }
   }
   tell();
+}
+
+// The rest of the generation means nothing.
+void DatabaseFeed::fail(const Error& error, std::uint64_t generation, MonotonicTime arrived) {
+  if (generation != status_.generation) return;
+  status_.failure = Failure{error, content_error(error.code) && !progressed_};
+  if (content_error(error.code)) progressed_ = false;
+  if (!failing_since_) failing_since_ = arrived;
+  std::erase_if(queue_, [](const Item& i) { return !std::holds_alternative<DatabaseUnknown>(i.message); });
+  queued_cost_ = 0;
+}
+
+// A piece of the work; in between other databases get their turn, and a new connection its abort.
+void DatabaseFeed::go_on_offering() {
+  const Result<bool> done = database_->prepare_offer(offer_);
+  if (done.has_value() && !*done) return;
+  open_ = Open::nothing;
+  if (done.has_value()) {
+    const Offer message{0, 0, offer_.page_size, offer_.pages, offer_.block_pages};
+    return post(message, encode_sums(std::exchange(offer_, {}).blocks), offer_generation_);
+  }
+  offer_ = {};
+  {
+    MutexLock lock(mutex_);
+    fail(done.error(), offer_generation_, offer_arrived_);
+  }
+  tell();
+}
+
+void DatabaseFeed::post(Message message, Bytes payload, std::uint64_t generation) {
+  {
+    MutexLock lock(mutex_);
+    if (generation != status_.generation) return;
+    outgoing_.push_back({std::move(message), std::move(payload), generation});
+  }
+  tell();
+}
+
+std::vector<DatabaseFeed::Outgoing> DatabaseFeed::take_outgoing(std::uint64_t generation) {
+  MutexLock lock(mutex_);
+  std::vector<Outgoing> taken = std::exchange(outgoing_, {});
+  std::erase_if(taken, [generation](const Outgoing& out) { return out.generation != generation; });
+  return taken;
 }
 
 void DatabaseFeed::sync(storage::ReplicaDatabase& database, std::uint64_t lineage) {

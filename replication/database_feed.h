@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/mutex.h"
@@ -64,6 +65,14 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   void request_sync() EXCLUDES(mutex_);
   /// Also allows the next call of news().
   Status status() EXCLUDES(mutex_);
+  /// What is to be sent to the primary on behalf of `generation`: Offer and PageSums, whose number and attempt the caller
+  /// fills in. What belongs to another generation is dropped.
+  struct Outgoing {
+    Message message;
+    Bytes payload;
+    std::uint64_t generation = 0;
+  };
+  std::vector<Outgoing> take_outgoing(std::uint64_t generation) EXCLUDES(mutex_);
   /// Since when this copy is known to be behind: arrival of the oldest item not processed, or a failure not healed.
   std::optional<MonotonicTime> pending_since() const EXCLUDES(mutex_);
 
@@ -76,15 +85,17 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
     std::uint64_t generation = 0;
     MonotonicTime arrived;
   };
-  enum class Open { nothing, change_set, snapshot };
+  enum class Open { nothing, change_set, offer, snapshot };
 
   void schedule() REQUIRES(mutex_);
-  enum class Step { idle, abort, item };
+  enum class Step { idle, abort, offer, item };
   void drain() EXCLUDES(mutex_);
   Step next(Item& item) EXCLUDES(mutex_);
   bool drain_one() EXCLUDES(mutex_);
   void work_off(Item item) EXCLUDES(mutex_);
   void sync(storage::ReplicaDatabase& database, std::uint64_t lineage) EXCLUDES(mutex_);
+  void go_on_offering() EXCLUDES(mutex_);
+  void fail(const Error& error, std::uint64_t generation, MonotonicTime arrived) REQUIRES(mutex_);
   void abort_open();
   void tell() EXCLUDES(mutex_);
 
@@ -95,6 +106,9 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   Result<void> begin_change_set(const ChangeSet& head);
   Result<void> change_set_data(std::uint64_t offset, ByteView bytes);
   Result<void> end_change_set(Txid txid);
+  Result<void> offer(const Item& item);
+  Result<void> page_sums(const PageSumsRequest& request, std::uint64_t generation) EXCLUDES(mutex_);
+  void post(Message message, Bytes payload, std::uint64_t generation) EXCLUDES(mutex_);
   Result<void> snapshot_begin(const SnapshotBegin& begin);
   Result<void> snapshot_pages(const SnapshotPages& pages, ByteView payload);
   Result<void> snapshot_end(const SnapshotDone& end);
@@ -109,8 +123,12 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   std::uint64_t received_ = 0;     // of the open change set's image
   std::uint32_t page_size_ = 0;    // of the open snapshot
   Bytes scratch_;
+  storage::PageOffer offer_;              // while open_ is offer
+  std::uint64_t offer_generation_ = 0;
+  MonotonicTime offer_arrived_{};
 
   mutable Mutex mutex_;
+  std::vector<Outgoing> outgoing_ GUARDED_BY(mutex_);
   std::deque<Item> queue_ GUARDED_BY(mutex_);
   std::uint64_t queued_cost_ GUARDED_BY(mutex_) = 0;
   bool running_ GUARDED_BY(mutex_) = false;

@@ -11,6 +11,8 @@
 namespace sluice::replication {
 namespace {
 
+constexpr std::size_t kMostAnswers = 4;  // a primary asks for the next page checksums when it has the last ones
+
 Error broken(std::string what) { return make_error(Errc::protocol, std::move(what)); }
 
 }  // namespace
@@ -24,6 +26,8 @@ Result<void> DatabaseFeed::handle(const Item& item) {
   if (const auto* m = std::get_if<ChangeSet>(&message)) return change_set(*m, item.payload);
   if (const auto* m = std::get_if<ChangeSetData>(&message)) return change_set_data(m->offset, item.payload);
   if (const auto* m = std::get_if<ChangeSetEnd>(&message)) return end_change_set(m->txid);
+  if (std::holds_alternative<OfferRequest>(message)) return offer(item);
+  if (const auto* m = std::get_if<PageSumsRequest>(&message)) return page_sums(*m, item.generation);
   if (const auto* m = std::get_if<SnapshotBegin>(&message)) return snapshot_begin(*m);
   if (const auto* m = std::get_if<SnapshotPages>(&message)) return snapshot_pages(*m, item.payload);
   if (const auto* m = std::get_if<SnapshotDone>(&message)) return snapshot_end(*m);
@@ -93,6 +97,28 @@ Result<void> DatabaseFeed::end_change_set(Txid txid) {
   // Finished or failed, it is not open any more: finish cleans up after itself.
   open_ = Open::nothing;
   return database_->finish_change_set();
+}
+
+Result<void> DatabaseFeed::offer(const Item& item) {
+  if (open_ == Open::change_set) return broken("an offer is asked for inside a change set");
+  abort_open();
+  open_ = Open::offer;
+  offer_ = {};
+  offer_generation_ = item.generation;
+  offer_arrived_ = item.arrived;
+  return {};
+}
+
+Result<void> DatabaseFeed::page_sums(const PageSumsRequest& request, std::uint64_t generation) {
+  if (open_ != Open::nothing) return broken("page checksums are asked for inside of something else");
+  {
+    MutexLock lock(mutex_);
+    if (outgoing_.size() >= kMostAnswers) return broken("more page checksums are asked for than are taken");
+  }
+  std::vector<std::uint64_t> sums(request.count);
+  TRY(database_->offered_sums(request.first, sums));
+  post(PageSums{0, 0, request.first}, encode_sums(sums), generation);
+  return {};
 }
 
 Result<void> DatabaseFeed::snapshot_begin(const SnapshotBegin& begin) {

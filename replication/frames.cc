@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "proto/stream.pb.h"
+#include "storage/resync.h"
 
 namespace sluice::replication {
 namespace {
@@ -90,6 +91,8 @@ void put(const SnapshotBegin& m, stream::Frame& f) {
   out->set_id(m.id);
   out->set_page_size(m.page_size);
   out->set_pages(m.pages);
+  out->set_compared(m.compared);
+  out->set_differing(m.differing);
 }
 void put(const SnapshotPages& m, stream::Frame& f) {
   auto* out = f.mutable_snapshot_pages();
@@ -127,6 +130,27 @@ void put(const ResyncRequest& m, stream::Frame& f) {
   to_wire(m.pos, out->mutable_pos());
   out->set_snapshot(m.snapshot);
   out->set_reason(m.reason);
+}
+void put(const OfferRequest& m, stream::Frame& f) { f.mutable_offer_request()->set_id(m.id); }
+void put(const PageSumsRequest& m, stream::Frame& f) {
+  auto* out = f.mutable_page_sums_request();
+  out->set_id(m.id);
+  out->set_first(m.first.value());
+  out->set_count(m.count);
+}
+void put(const Offer& m, stream::Frame& f) {
+  auto* out = f.mutable_offer();
+  out->set_id(m.id);
+  out->set_attempt(m.attempt);
+  out->set_page_size(m.page_size);
+  out->set_pages(m.pages);
+  out->set_block_pages(m.block_pages);
+}
+void put(const PageSums& m, stream::Frame& f) {
+  auto* out = f.mutable_page_sums();
+  out->set_id(m.id);
+  out->set_attempt(m.attempt);
+  out->set_first(m.first.value());
 }
 void put(const Heartbeat& m, stream::Frame& f) {
   f.mutable_heartbeat()->set_wall_ms(m.wall_ms);
@@ -220,6 +244,38 @@ Result<Message> decode_snapshot_end(const stream::SnapshotEnd& m) {
                               m.timestamp_ms()});
 }
 
+Result<Message> decode_sums_request(const stream::PageSumsRequest& m) {
+  TRY(check_id(m.id()));
+  const bool fits = m.first() != 0 && m.count() != 0 && m.count() <= storage::kMaxPageSums &&
+                    std::uint64_t{m.first()} + m.count() - 1 <= 0xffffffffu;
+  if (!fits) return bad(fmt::format("asks for the checksums of {} pages from {} on", m.count(), m.first()));
+  return Message(PageSumsRequest{m.id(), Pgno(m.first()), m.count()});
+}
+
+Result<Message> decode_offer(const stream::Offer& m, std::size_t payload) {
+  TRY(check_id(m.id()));
+  const Offer out{m.id(), m.attempt(), m.page_size(), m.pages(), m.block_pages()};
+  if (out.pages == 0) {
+    if (payload != 0) return bad("an offer of nothing with a payload");
+    return Message(out);
+  }
+  if (!valid_page_size(out.page_size)) return bad(fmt::format("an offer with page size {}", out.page_size));
+  if (!storage::valid_block_pages(out.block_pages)) return bad(fmt::format("an offer with blocks of {}", out.block_pages));
+  const std::uint64_t blocks = storage::PageOffer::block_count(out.pages, out.block_pages);
+  if (blocks > storage::kMaxOfferBlocks || payload != blocks * 8) {
+    return bad(fmt::format("an offer of {} blocks in {} bytes", blocks, payload));
+  }
+  return Message(out);
+}
+
+Result<Message> decode_page_sums(const stream::PageSums& m, std::size_t payload) {
+  TRY(check_id(m.id()));
+  if (m.first() == 0 || payload == 0 || payload % 8 != 0 || payload / 8 > storage::kMaxPageSums) {
+    return bad(fmt::format("page checksums from {} on in {} bytes", m.first(), payload));
+  }
+  return Message(PageSums{m.id(), m.attempt(), Pgno(m.first())});
+}
+
 WireError wire_error(stream::ErrorCode code) {
   return code >= stream::ERROR_INTERNAL && code <= stream::ERROR_BUSY ? static_cast<WireError>(code)
                                                                       : WireError::internal;
@@ -286,9 +342,16 @@ Result<Message> decode(const stream::Frame& f) {
       const auto& m = f.snapshot_begin();
       TRY(check_id(m.id()));
       if (m.pages() != 0 && !valid_page_size(m.page_size())) return bad("a snapshot with a broken page size");
-      return Message(SnapshotBegin{m.id(), m.page_size(), m.pages()});
+      return Message(SnapshotBegin{m.id(), m.page_size(), m.pages(), m.compared(), m.differing()});
     }
     case stream::Frame::kSnapshotPages: return decode_pages(f.snapshot_pages(), payload);
+    case stream::Frame::kOfferRequest: {
+      TRY(check_id(f.offer_request().id()));
+      return Message(OfferRequest{f.offer_request().id()});
+    }
+    case stream::Frame::kPageSumsRequest: return decode_sums_request(f.page_sums_request());
+    case stream::Frame::kOffer: return decode_offer(f.offer(), payload);
+    case stream::Frame::kPageSums: return decode_page_sums(f.page_sums(), payload);
     case stream::Frame::kSnapshotEnd: return decode_snapshot_end(f.snapshot_end());
     case stream::Frame::kSnapshotAbort: {
       TRY(check_id(f.snapshot_abort().id()));
@@ -305,7 +368,7 @@ std::string kind_name(const Message& message) {
   static constexpr const char* kNames[] = {
       "Unknown",      "Hello",         "Positions",     "Welcome",      "DatabaseStart", "DatabaseUnknown", "ChangeSet",
       "ChangeSetData", "ChangeSetEnd", "SnapshotBegin", "SnapshotPages", "SnapshotEnd",  "SnapshotAbort",   "Ready",
-      "Ack",          "ResyncRequest", "Heartbeat",     "Error",        "Goodbye"};
+      "Ack",          "ResyncRequest", "OfferRequest",  "PageSumsRequest", "Offer",     "PageSums",        "Heartbeat",     "Error",        "Goodbye"};
   static_assert(std::size(kNames) == std::variant_size_v<Message>);
   return kNames[message.index()];
 }
@@ -320,6 +383,18 @@ std::uint32_t database_id(const Message& message) {
         }
       },
       message);
+}
+
+Bytes encode_sums(std::span<const std::uint64_t> sums) {
+  Bytes out(sums.size() * 8);
+  for (std::size_t i = 0; i < sums.size(); ++i) store_be<std::uint64_t>(out.data() + 8 * i, sums[i]);
+  return out;
+}
+
+std::vector<std::uint64_t> decode_sums(ByteView payload) {
+  std::vector<std::uint64_t> sums(payload.size() / 8);
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] = load_be<std::uint64_t>(payload.data() + 8 * i);
+  return sums;
 }
 
 void append_frame(Bytes& out, const Message& message, ByteView payload) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -15,7 +16,8 @@
 namespace sluice::replication {
 
 inline constexpr std::uint32_t kMinVersion = 1;
-inline constexpr std::uint32_t kMaxVersion = 1;
+inline constexpr std::uint32_t kMaxVersion = 2;
+inline constexpr std::uint32_t kOfferVersion = 2;  ///< from here on a snapshot begins with an OfferRequest
 
 inline constexpr std::size_t kFrameHeader = 8;             ///< u32 message length, u32 CRC-32C of the message
 inline constexpr std::size_t kMaxMessage = 1 << 20;        ///< bytes of a frame's message
@@ -85,6 +87,8 @@ struct SnapshotBegin {
   std::uint32_t id = 0;
   std::uint32_t page_size = 0;
   std::uint32_t pages = 0;
+  bool compared = false;
+  std::uint32_t differing = 0;
 };
 struct SnapshotPages {
   std::uint32_t id = 0;
@@ -119,6 +123,28 @@ struct ResyncRequest {
   bool snapshot = false;
   std::string reason;
 };
+struct OfferRequest {
+  std::uint32_t id = 0;
+};
+struct PageSumsRequest {
+  std::uint32_t id = 0;
+  Pgno first;
+  std::uint32_t count = 0;
+};
+/// Payload: block sums, u64 big-endian each.
+struct Offer {
+  std::uint32_t id = 0;
+  std::uint32_t attempt = 0;
+  std::uint32_t page_size = 0;
+  std::uint32_t pages = 0;
+  std::uint32_t block_pages = 0;
+};
+/// Payload: page checksums, u64 big-endian each.
+struct PageSums {
+  std::uint32_t id = 0;
+  std::uint32_t attempt = 0;
+  Pgno first;
+};
 struct Heartbeat {
   std::int64_t wall_ms = 0;
   std::uint64_t behind_ms = 0;
@@ -136,7 +162,7 @@ struct Unknown {};
 
 using Message = std::variant<Unknown, Hello, Positions, Welcome, DatabaseStart, DatabaseUnknown, ChangeSet, ChangeSetData,
                              ChangeSetEnd, SnapshotBegin, SnapshotPages, SnapshotDone, SnapshotAbort, Ready, Ack,
-                             ResyncRequest, Heartbeat, ErrorFrame, Goodbye>;
+                             ResyncRequest, OfferRequest, PageSumsRequest, Offer, PageSums, Heartbeat, ErrorFrame, Goodbye>;
 
 struct Frame {
   Message message;
@@ -148,6 +174,9 @@ struct Frame {
 std::string kind_name(const Message& message);
 /// The database number a frame is about, if it is about one (primary to replica).
 std::uint32_t database_id(const Message& message);  ///< 0: none
+/// Sums as payload, and back.
+Bytes encode_sums(std::span<const std::uint64_t> sums);
+std::vector<std::uint64_t> decode_sums(ByteView payload);
 /// What a frame counts in the window of its database.
 inline std::uint64_t frame_cost(std::size_t payload) { return payload + kFrameCost; }
 

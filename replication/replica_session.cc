@@ -58,6 +58,8 @@ void ReplicaSession::on_frame(Frame& frame) {
     if (auto* positions = std::get_if<Positions>(&message)) return handle_positions(*positions);
   } else if (phase_ == Phase::streaming) {
     if (auto* ack = std::get_if<Ack>(&message)) return handle_ack(*ack);
+    if (auto* offer = std::get_if<Offer>(&message)) return sender_->offer_arrived(*offer, frame.payload);
+    if (auto* sums = std::get_if<PageSums>(&message)) return sender_->page_sums_arrived(*sums, frame.payload);
     if (auto* request = std::get_if<ResyncRequest>(&message)) {
       LOG_INFO("replica {} asks to resynchronise {} from {}{}: {}", name_, request->name, request->pos,
                request->snapshot ? " by snapshot" : "", request->reason);
@@ -97,6 +99,7 @@ void ReplicaSession::handle_hello(const Hello& hello) {
   welcome.hostname = context_.options.hostname;
   welcome.epoch = context_.options.epoch;
   welcome.window_bytes = context_.options.window_bytes;
+  sender_->set_version(welcome.version);
   connection_->send(welcome);
 }
 

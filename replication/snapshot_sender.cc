@@ -22,7 +22,8 @@ Error cancelled_error() { return make_error(Errc::cancelled, "the snapshot was c
 
 SnapshotSender::SnapshotSender(std::shared_ptr<storage::Database> database, std::uint32_t id, std::string tmp_dir,
                                std::uint64_t window_bytes, Duration stall, std::uint64_t sent,
-                               std::uint64_t acknowledged, Deliver deliver)
+                               std::uint64_t acknowledged, Deliver deliver,
+                               std::optional<storage::PageOffer> offer)
     : database_(std::move(database)),
       id_(id),
       tmp_dir_(std::move(tmp_dir)),
@@ -30,6 +31,7 @@ SnapshotSender::SnapshotSender(std::shared_ptr<storage::Database> database, std:
       batch_bytes_(std::min<std::size_t>(kBatchBytes, window_bytes / 2)),
       stall_(stall),
       deliver_(std::move(deliver)),
+      offer_(std::move(offer)),
       delivered_(sent),
       written_(sent),
       acknowledged_(acknowledged) {}
@@ -38,6 +40,7 @@ Result<storage::SnapshotEnd> SnapshotSender::run() {
   storage::SnapshotOptions options;
   if (cancelled()) return cancelled_error();
   options.tmp_dir = tmp_dir_;
+  if (offer_) options.receiver = this;
   options.cancelled = [this] { return cancelled(); };
   return storage::copy_database(*database_, options, *this);
 }
@@ -61,6 +64,35 @@ void SnapshotSender::durable_changed() {
   changed_.notify_all();
 }
 
+void SnapshotSender::page_sums_arrived(Pgno first, ByteView payload) {
+  MutexLock lock(mutex_);
+  if (sums_ || sums_count_ == 0 || first != sums_first_ || payload.size() != sums_count_ * 8) return;
+  sums_ = decode_sums(payload);
+  changed_.notify_all();
+}
+
+Result<void> SnapshotSender::page_sums(Pgno first, std::span<std::uint64_t> out) {
+  {
+    MutexLock lock(mutex_);
+    sums_first_ = first;
+    sums_count_ = out.size();
+    sums_.reset();
+  }
+  TRY(deliver(PageSumsRequest{id_, first, static_cast<std::uint32_t>(out.size())}, {}));
+  const auto deadline = std::chrono::steady_clock::now() + stall_;
+  MutexLock lock(mutex_);
+  while (!sums_ && !cancelled_) {
+    if (!changed_.wait_until(mutex_, deadline) && !sums_) {
+      return make_error(Errc::deadline, database_->name() + ": the replica does not tell its page checksums");
+    }
+  }
+  if (cancelled_) return cancelled_error();
+  std::copy(sums_->begin(), sums_->end(), out.begin());
+  sums_count_ = 0;
+  sums_.reset();
+  return {};
+}
+
 bool SnapshotSender::cancelled() {
   MutexLock lock(mutex_);
   return cancelled_;
@@ -69,7 +101,9 @@ bool SnapshotSender::cancelled() {
 Result<void> SnapshotSender::begin(std::uint32_t page_size, std::uint32_t pages) {
   pgnos_.clear();
   raw_.clear();
-  return deliver(SnapshotBegin{id_, page_size, pages}, {});
+  // Only the first: one that starts over sends everything.
+  const auto differing = std::exchange(differing_, std::nullopt);
+  return deliver(SnapshotBegin{id_, page_size, pages, differing.has_value(), differing.value_or(0)}, {});
 }
 
 Result<void> SnapshotSender::page(Pgno pgno, ByteView content) {

@@ -109,6 +109,7 @@ void StreamSender::wake(const std::shared_ptr<Tracked>& tracked) {
     case State::reading: stream->again = true; break;
     case State::snapshot: stream->snapshot->durable_changed(); break;
     case State::waiting:
+    case State::offering:
     case State::queued:
     case State::blocked:
     case State::delayed: break;  // will read all that is durable when its turn comes
@@ -319,7 +320,28 @@ void StreamSender::restart(Stream& stream) {
   if (stream.state != State::reading && stream.state != State::queued) enqueue(stream);
 }
 
+// What differs from what the replica has, if it can say what that is.
 void StreamSender::begin_snapshot(Stream& stream) {
+  if (version_ < kOfferVersion) return run_snapshot(stream, std::nullopt);
+  set_state(stream, State::offering);
+  connection_.send(OfferRequest{stream.tracked->id});
+  stream.sent += kFrameCost;
+  outstanding_ += kFrameCost;
+}
+
+void StreamSender::offer_arrived(const Offer& offer, ByteView payload) {
+  const auto it = streams_.find(offer.id);
+  if (it == streams_.end() || it->second.attempt != offer.attempt || it->second.state != State::offering) return;
+  run_snapshot(it->second, storage::PageOffer{offer.page_size, offer.pages, offer.block_pages, decode_sums(payload)});
+}
+
+void StreamSender::page_sums_arrived(const PageSums& sums, ByteView payload) {
+  const auto it = streams_.find(sums.id);
+  if (it == streams_.end() || it->second.attempt != sums.attempt || !it->second.snapshot) return;
+  it->second.snapshot->page_sums_arrived(sums.first, payload);
+}
+
+void StreamSender::run_snapshot(Stream& stream, std::optional<storage::PageOffer> offer) {
   const std::uint32_t id = stream.tracked->id;
   if (!context_.gate.enter()) return;
   set_state(stream, State::snapshot);
@@ -333,7 +355,8 @@ void StreamSender::begin_snapshot(Stream& stream) {
   stream.snapshot = std::make_shared<SnapshotSender>(stream.tracked->database, id, context_.store.tmp_dir(),
                                                      context_.options.window_bytes,
                                                      std::chrono::milliseconds(context_.options.stall_timeout_ms),
-                                                     stream.sent, stream.acknowledged, std::move(deliver));
+                                                     stream.sent, stream.acknowledged, std::move(deliver),
+                                                     std::move(offer));
   auto task = [weak = weak_from_this(), &context = context_, sender = stream.snapshot, id,
                attempt = stream.attempt] {
     auto result = std::make_shared<Result<storage::SnapshotEnd>>(sender->run());

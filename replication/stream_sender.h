@@ -52,6 +52,8 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   StreamSender(PublisherContext& context, Connection& connection, std::string replica);
   ~StreamSender();
 
+  /// The protocol version spoken; before anything else.
+  void set_version(std::uint32_t version) { version_ = version; }
   /// Begins the stream of a database that the replica has at `pos` (or, `busy`, will tell later).
   void add(std::shared_ptr<Tracked> tracked, const Pos& pos, bool busy, std::uint32_t attempt = 0);
   /// Everything there was at connect has been added: Ready follows when it has been sent.
@@ -62,6 +64,9 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   /// Errc::protocol when the acknowledgement cannot be.
   Result<void> acknowledge(const Ack& ack);
   void resync(const ResyncRequest& request);
+  /// Of an attempt that is over, or not asked for: ignored.
+  void offer_arrived(const Offer& offer, ByteView payload);
+  void page_sums_arrived(const PageSums& sums, ByteView payload);
   void on_written();
   /// How long the oldest thing not yet sent has been waiting.
   std::uint64_t behind_ms() const;
@@ -81,6 +86,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
     queued,    // in runnable_
     reading,   // a pool task reads its next piece
     blocked,   // the replica has to acknowledge first
+    offering,  // the replica was asked what it has, before a snapshot
     snapshot,  // a snapshot is queued or running
     delayed,   // after an error, until the retry timer
   };
@@ -118,6 +124,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   void read_done(std::uint32_t id, std::uint32_t attempt, ReadResult result);
   void continue_after(Stream& stream, const LogPiece& piece);
   void begin_snapshot(Stream& stream);
+  void run_snapshot(Stream& stream, std::optional<storage::PageOffer> offer);
   void snapshot_frame(std::uint32_t id, std::uint32_t attempt, Buffer frames, std::uint64_t cost);
   void snapshot_done(std::uint32_t id, std::uint32_t attempt, const Result<storage::SnapshotEnd>& result);
   void restart(Stream& stream);
@@ -130,6 +137,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   PublisherContext& context_;
   Connection& connection_;
   const std::string replica_;
+  std::uint32_t version_ = kMinVersion;
   bool cancelled_ = false;
   std::unordered_map<std::uint32_t, Stream> streams_;       // by number
   std::unordered_map<std::string, std::uint32_t> numbers_;  // by name

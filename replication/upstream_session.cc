@@ -15,6 +15,7 @@ constexpr auto kSyncInterval = std::chrono::milliseconds(20);  // at most one sy
 constexpr auto kFirstRetry = std::chrono::milliseconds(100);
 constexpr auto kLastRetry = std::chrono::seconds(30);
 constexpr std::uint64_t kWindowSlack = 1024;  // frames that end a snapshot come without regard to the window
+constexpr std::size_t kMaxQueued = 64u << 20;  // answers that the primary has not read
 constexpr std::size_t kMaxRetired = 1'000'000;
 
 Error from_wire(const ErrorFrame& frame) {
@@ -208,6 +209,8 @@ void UpstreamSession::news(DatabaseFeed& feed) {
   }
   if (status.unsynced) sync_later(entry);
   if (!entry.listening || status.generation != entry.generation) return;
+  send_outgoing(entry);
+  if (ended_) return;
   if (status.failure) return handle_failure(entry, *status.failure);
   if (entry.failures != 0 && status.applied > entry.applied_at_failure) entry.failures = 0;
   acknowledge(entry, status);
@@ -220,6 +223,23 @@ void UpstreamSession::acknowledge(Link& entry, const DatabaseFeed::Status& statu
   if (ack.durable == last.durable && ack.applied == last.applied && ack.consumed == last.consumed) return;
   entry.acknowledged = ack;
   connection_->send(ack);
+}
+
+void UpstreamSession::send_outgoing(Link& entry) {
+  for (DatabaseFeed::Outgoing& out : entry.feed->take_outgoing(entry.generation)) {
+    if (auto* offer = std::get_if<Offer>(&out.message)) {
+      offer->id = entry.id;
+      offer->attempt = entry.attempt;
+    } else if (auto* sums = std::get_if<PageSums>(&out.message)) {
+      sums->id = entry.id;
+      sums->attempt = entry.attempt;
+    }
+    auto frame = std::make_shared<Bytes>();
+    append_frame(*frame, out.message, out.payload);
+    connection_->send(std::move(frame));
+  }
+  if (connection_->queued_bytes() <= kMaxQueued) return;
+  refuse(WireError::protocol, make_error(Errc::protocol, "the primary asks for more checksums than it reads"));
 }
 
 void UpstreamSession::check_synced(Link& entry, const DatabaseFeed::Status& status) {

@@ -76,6 +76,7 @@ class UpstreamSession : public Connection::Handler {
   void acknowledge(Link& link, const DatabaseFeed::Status& status);
   void handle_failure(Link& link, const DatabaseFeed::Failure& failure);
   void request_resync(const std::string& name, bool snapshot, const std::string& reason);
+  void send_outgoing(Link& link);
   void check_synced(Link& link, const DatabaseFeed::Status& status);
   void sync_later(Link& link);
   void heartbeat();

@@ -56,13 +56,22 @@ class ReplicaDatabase {
   virtual Result<void> finish_change_set() = 0;
   virtual void abort_change_set() = 0;
 
+  /// For a primary that sends only what differs: what is here, in the content at logged() and in a snapshot that was broken
+  /// off. Works for some milliseconds, computing checksums that are not known; true: `offer` is complete, false: call
+  /// again. A change set, or the end of a snapshot, begins anew.
+  virtual Result<bool> prepare_offer(PageOffer& offer) = 0;
+  /// The page checksums behind the offer, from page `first` on; 0: not here, or not as it should be.
+  virtual Result<void> offered_sums(Pgno first, std::span<std::uint64_t> out) = 0;
+
   /// A snapshot: pages in any order, the last version counts. Collected beside the live database and installed at the end
   /// after its checksum over all pages equals end.pos.checksum; with the same page size only differing pages are applied, as
-  /// one change set, so readers see no break. Pages not sent are taken from the database as it is. Errc::corrupt,
-  /// Errc::stale_epoch and Errc::busy (readers in the way of another page size): nothing was changed.
+  /// one change set, so readers see no break. Pages not sent are taken from a snapshot of that page size that was aborted
+  /// before, then from the database as it is. Errc::corrupt, Errc::stale_epoch and Errc::busy (readers in the way of another
+  /// page size): nothing was changed.
   virtual Result<void> begin_snapshot(std::uint32_t page_size, std::uint32_t pages) = 0;
   virtual Result<void> snapshot_page(Pgno pgno, ByteView content) = 0;
   virtual Result<void> finish_snapshot(const SnapshotEnd& end) = 0;
+  /// What was collected stays for the next offer.
   virtual void abort_snapshot() = 0;
 
   /// I5: makes what was received durable; returns the TXID that may be acknowledged as durable.

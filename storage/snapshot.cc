@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <utility>
 #include <vector>
 
 #include "storage/ltx/checksum.h"
@@ -111,7 +112,7 @@ class PageBatch {
 class Copier {
  public:
   Copier(Database& database, const SnapshotOptions& options, SnapshotSink& sink)
-      : database_(database), options_(options), sink_(sink), sent_(options.tmp_dir) {}
+      : database_(database), options_(options), sink_(sink), receiver_(options.receiver), sent_(options.tmp_dir) {}
 
   Result<SnapshotEnd> run() {
     for (;;) {
@@ -134,8 +135,10 @@ class Copier {
     page_size_ = database_.page_size();
     const std::uint32_t pages = database_.page_count();
     if (!valid_page_size(page_size_)) page_size_ = 4096;
-    TRY(sink_.begin(page_size_, pages));
     TRY(forget_sent(pages));
+    // Once: whatever was sent after that is the receiver's, too.
+    if (ReceiverPages* const receiver = std::exchange(receiver_, nullptr)) TRY(compare(*receiver));
+    TRY(sink_.begin(page_size_, pages));
     for (int round = 1;; ++round) {
       TRY_ASSIGN(const Slice result, run_round());
       if (result.changed) return Outcome::start_over;
@@ -149,12 +152,98 @@ class Copier {
   Result<void> forget_sent(std::uint32_t pages) {
     changed_ = false;
     TRY(sent_.reserve(pages));
-    for (std::uint64_t p = 1; p <= sent_.capacity(); ++p) {
+    for (std::uint64_t p = 1; p <= sent_.capacity(); ++p) sent_[Pgno(static_cast<std::uint32_t>(p))] = 0;
+    return {};
+  }
+
+  // ---- comparing with what the receiver has ----
+
+  Result<void> compare(ReceiverPages& receiver) {
+    const PageOffer& offer = receiver.offer();
+    const std::uint32_t pages = std::min(offer.pages, database_.page_count());
+    if (pages == 0 || offer.page_size != page_size_) return {};
+    // Pages first…last of blocks that differ and are next to each other are asked for together.
+    std::uint64_t first = 0;
+    std::uint64_t last = 0;
+    for (std::size_t b = 0; b < offer.blocks.size(); ++b) {
+      const std::uint64_t begin = b * std::uint64_t{offer.block_pages} + 1;
+      const std::uint64_t end = std::min<std::uint64_t>(begin + offer.block_pages - 1, offer.pages);
+      if (begin > pages) break;
+      TRY(check_cancelled());
+      TRY(know_checksums(begin, std::min<std::uint64_t>(end, pages)));
+      if (block_matches(begin, end, offer.blocks[b])) continue;
+      if (first == 0) first = begin;
+      if (begin != last + 1 && last != 0) {
+        TRY(ask(receiver, first, last));
+        first = begin;
+      }
+      last = std::min<std::uint64_t>(end, pages);
+    }
+    if (first != 0) TRY(ask(receiver, first, last));
+    sink_.differing(count_differing());
+    return {};
+  }
+
+  /// Checksums that are not known are computed, a page in each hold of the commit lock; what cannot be read now stays
+  /// unknown and counts as different.
+  Result<void> know_checksums(std::uint64_t begin, std::uint64_t end) NO_THREAD_SAFETY_ANALYSIS {
+    scratch_.resize(page_size_);
+    for (std::uint64_t p = begin; p <= end; ++p) {
       const Pgno pgno(static_cast<std::uint32_t>(p));
-      sent_[pgno] = options_.receiver_has ? options_.receiver_has(pgno).value() : 0;
+      MutexLock lock(database_.commit_mutex());
+      if (layout_changed() || p > database_.page_count()) return {};
+      if (pgno == lock_page(page_size_) || database_.checksums().get(pgno) != Checksum{}) continue;
+      const auto sum = database_.page_checksum(pgno, scratch_);
+      if (sum.has_error() && sum.error().code != Errc::busy) return sum.error();
     }
     return {};
   }
+
+  /// If so, the receiver has our pages begin…end. A block is compared in one hold of the commit lock.
+  bool block_matches(std::uint64_t begin, std::uint64_t end, std::uint64_t theirs) NO_THREAD_SAFETY_ANALYSIS {
+    MutexLock lock(database_.commit_mutex());
+    if (layout_changed() || end > database_.page_count() || end > sent_.capacity()) return false;
+    BlockSum ours;
+    for (std::uint64_t p = begin; p <= end; ++p) {
+      const Pgno pgno(static_cast<std::uint32_t>(p));
+      if (pgno != lock_page(page_size_)) ours.add(database_.checksums().get(pgno));
+    }
+    if (ours.value() != theirs) return false;
+    for (std::uint64_t p = begin; p <= end; ++p) {
+      const Pgno pgno(static_cast<std::uint32_t>(p));
+      sent_[pgno] = database_.checksums().get(pgno).value();
+    }
+    return true;
+  }
+
+  Result<void> ask(ReceiverPages& receiver, std::uint64_t first, std::uint64_t last) {
+    last = std::min(last, sent_.capacity());
+    for (std::uint64_t p = first; p <= last;) {
+      TRY(check_cancelled());
+      const std::uint64_t n = std::min<std::uint64_t>(last - p + 1, kMaxPageSums);
+      TRY(receiver.page_sums(Pgno(static_cast<std::uint32_t>(p)),
+                             std::span(&sent_[Pgno(static_cast<std::uint32_t>(p))], static_cast<std::size_t>(n))));
+      p += n;
+    }
+    return {};
+  }
+
+  std::uint32_t count_differing() NO_THREAD_SAFETY_ANALYSIS {
+    std::uint32_t differing = 0;
+    for (std::uint64_t from = 1;; from += kScanSlice) {
+      MutexLock lock(database_.commit_mutex());
+      const std::uint64_t count = std::min<std::uint64_t>(database_.page_count(), sent_.capacity());
+      for (std::uint64_t p = from; p <= count && p < from + kScanSlice; ++p) {
+        const Pgno pgno(static_cast<std::uint32_t>(p));
+        if (pgno == lock_page(page_size_)) continue;
+        const Checksum known = database_.checksums().get(pgno);
+        differing += known == Checksum{} || known.value() != sent_[pgno] ? 1 : 0;
+      }
+      if (from + kScanSlice > count) return differing;
+    }
+  }
+
+  // ---- rounds ----
 
   /// Sends every page that differs from what was sent, once.
   Result<Slice> run_round() {
@@ -172,15 +261,7 @@ class Copier {
     return result;
   }
 
-  Result<void> make_table_large_enough() {
-    const std::uint64_t before = sent_.capacity();
-    TRY(sent_.reserve(database_.page_count()));
-    for (std::uint64_t p = before + 1; options_.receiver_has && p <= sent_.capacity(); ++p) {
-      const Pgno pgno(static_cast<std::uint32_t>(p));
-      sent_[pgno] = options_.receiver_has(pgno).value();
-    }
-    return {};
-  }
+  Result<void> make_table_large_enough() { return sent_.reserve(database_.page_count()); }
 
   /// From page `from`: one batch of pages, or kScanSlice pages that need none.
   Result<Slice> read_slice(std::uint32_t from, PageBatch& batch) NO_THREAD_SAFETY_ANALYSIS {
@@ -304,6 +385,7 @@ class Copier {
   Database& database_;
   const SnapshotOptions& options_;
   SnapshotSink& sink_;
+  ReceiverPages* receiver_;  ///< until it was asked
   SentTable sent_;
   std::uint32_t page_size_ = 0;
   bool changed_ = false;

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "storage/database.h"
+#include "storage/resync.h"
 
 namespace sluice::storage {
 
@@ -21,6 +22,8 @@ struct SnapshotEnd {
 class SnapshotSink {
  public:
   virtual ~SnapshotSink() = default;
+  /// Before begin(), when the receiver's pages were compared: about so many differ.
+  virtual void differing(std::uint32_t pages) { static_cast<void>(pages); }
   /// Before the first page, and again (start over) if the page size changed meanwhile. `pages`: size now, for progress.
   virtual Result<void> begin(std::uint32_t page_size, std::uint32_t pages) = 0;
   /// May block for flow control (called without the commit lock).
@@ -32,8 +35,8 @@ struct SnapshotOptions {
   std::string tmp_dir;                     ///< for the table of sent checksums (8 bytes a page, unlinked at once)
   std::function<bool()> cancelled;         ///< polled between batches
   int busy_timeout_ms = 60'000;            ///< for an open rollback transaction that holds pages
-  /// What the receiver already has: page checksums 1…n, or empty. Pages that match are not sent.
-  std::function<Checksum(Pgno)> receiver_has;
+  /// What the receiver already has, or nullptr. Pages that match are not sent. Asked once, before the first page.
+  ReceiverPages* receiver = nullptr;
 };
 
 /// Runs on a disk-pool thread until done. Errc::cancelled, Errc::busy (a rollback transaction stayed open), the sink's

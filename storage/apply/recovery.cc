@@ -52,7 +52,11 @@ class Recovery {
     if (!snapshot_) return {};
     const SnapshotEnd& end = snapshot_->end();
     LOG_INFO("{}: finishing the installation of the snapshot at {}", database_.name(), end.pos);
-    if (snapshot_->has_image()) TRY(copy_image());
+    if (snapshot_->partial()) {
+      TRY(patch_file());
+    } else if (snapshot_->has_image()) {
+      TRY(copy_image());
+    }
     if (database_.log().position_at(end.pos.txid) != end.pos) {
       RecordInfo base;
       base.epoch = end.epoch;
@@ -86,6 +90,21 @@ class Recovery {
     TRY(file->truncate(size));
     TRY(file->sync_data());
     return fs_.sync_directory(parent_directory(path_));
+  }
+
+  /// Decision 0005: what the image lacks is in the file, and nothing has changed it since that is not in the log.
+  Result<void> patch_file() {
+    const SnapshotEnd& end = snapshot_->end();
+    auto file = fs_.open(path_, {.write = true});
+    if (file.has_error() && file.error().code == Errc::not_found) {
+      return make_error(Errc::corrupt, "the database file that a snapshot was being installed into is missing");
+    }
+    TRY(file);
+    TRY(snapshot_->for_each_page([&](Pgno pgno, ByteView page) {
+      return (*file)->write_at(std::uint64_t{pgno.value() - 1} * end.page_size, page);
+    }));
+    TRY((*file)->truncate(std::uint64_t{end.commit} * end.page_size));
+    return (*file)->sync_data();
   }
 
   /// The checkpoint of the page checksums; when that was lost (a new page size starts them over), the last change set that

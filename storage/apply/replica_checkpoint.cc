@@ -70,14 +70,16 @@ Result<void> LiveReplicaDatabase::record_backfilled(const AppliedMark& mark) {
     fail(synced.error().message);
     return synced;
   }
-  // Not under the commit lock: it may run beside changes of the checksums, and everybody who starts them over (new page
-  // size, snapshot) holds the checkpoint lock.
-  TRY(checksums->checkpoint(state));
-  log_bytes_recorded_ = database_->log().size_bytes();
+  // First the marker: the checkpoint stands at the snapshot since that was installed, and recovery goes on from there. The other
+  // way round, retention could cut the log above the marker before a crash, and the marker would be of no use.
   if (installed) {
     TRY(installed_->remove());
     installed_.reset();
   }
+  // Not under the commit lock: it may run beside changes of the checksums, and everybody who starts them over (new page
+  // size, snapshot) holds the checkpoint lock.
+  TRY(checksums->checkpoint(state));
+  log_bytes_recorded_ = database_->log().size_bytes();
   return database_->maintain(context_.store.options().retention, Database::Checkpoint::none);
 }
 

@@ -203,6 +203,9 @@ Result<void> LiveReplicaDatabase::begin_change_set(const IncomingChangeSet& head
     return make_error(Errc::corrupt, fmt::format("{}: impossible change set {} of {} bytes, page size {}", name_,
                                                  head.post.txid, head.length, head.page_size));
   }
+  // The stream goes on from the log: what a snapshot that was broken off has brought is of no use.
+  forget_offer();
+  snapshot_.reset();
   incoming_.begin(head);
   return {};
 }

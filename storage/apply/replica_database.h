@@ -11,7 +11,9 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "base/mutex.h"
@@ -56,6 +58,8 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Result<void> finish_change_set() override EXCLUDES(apply_mutex_);
   void abort_change_set() override EXCLUDES(apply_mutex_);
 
+  Result<bool> prepare_offer(PageOffer& offer) override EXCLUDES(apply_mutex_);
+  Result<void> offered_sums(Pgno first, std::span<std::uint64_t> out) override EXCLUDES(apply_mutex_);
   Result<void> begin_snapshot(std::uint32_t page_size, std::uint32_t pages) override EXCLUDES(apply_mutex_);
   Result<void> snapshot_page(Pgno pgno, ByteView content) override EXCLUDES(apply_mutex_);
   Result<void> finish_snapshot(const SnapshotEnd& end) override EXCLUDES(apply_mutex_);
@@ -99,6 +103,21 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   void set_applied(const Pos& pos) EXCLUDES(state_mutex_);
   Result<void> read_page(Pgno pgno, ByteSpan out) override;
 
+  // replica_offer.cc: what is here, for a primary that sends only what differs
+  struct Offering {
+    PageOffer offer;
+    std::uint64_t next = 1;  ///< page to go on with
+    BlockSum block;
+    bool local = false;      ///< the live content counts, not only what was collected
+    bool complete = false;
+  };
+  Result<void> begin_offer() REQUIRES(apply_mutex_);
+  bool local_usable(std::uint32_t page_size) REQUIRES(apply_mutex_);
+  PageChecksums& page_checksums() REQUIRES(apply_mutex_);
+  Checksum local_sum(Pgno pgno) REQUIRES(apply_mutex_);
+  Checksum compute_local_sum(Pgno pgno) REQUIRES(apply_mutex_);
+  void forget_offer() REQUIRES(apply_mutex_) { offering_.reset(); }
+
   // replica_install.cc: databases that come, go or are replaced
   Result<void> create_from_incoming() REQUIRES(apply_mutex_);
   Result<void> replace_by_incoming() REQUIRES(apply_mutex_);
@@ -106,6 +125,7 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Result<void> install_incoming_as_snapshot() REQUIRES(apply_mutex_);
   Result<void> install_snapshot(const SnapshotEnd& end) REQUIRES(apply_mutex_);
   Result<void> complete_snapshot(const SnapshotEnd& end) REQUIRES(apply_mutex_);
+  Result<void> carry_over(const SnapshotEnd& end) REQUIRES(apply_mutex_, checkpoint_mutex_);
   Result<void> mark_snapshot(const SnapshotEnd& end) REQUIRES(apply_mutex_, checkpoint_mutex_);
   Result<void> install_as_new(const SnapshotEnd& end) REQUIRES(apply_mutex_);
   Result<void> install_by_append(const SnapshotEnd& end) REQUIRES(apply_mutex_);
@@ -137,7 +157,11 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Incoming incoming_ GUARDED_BY(apply_mutex_);
   std::vector<Database::PageSum> sums_ GUARDED_BY(apply_mutex_);  ///< of the incoming image
   Bytes scratch_ GUARDED_BY(apply_mutex_);
-  std::unique_ptr<SnapshotFiles> snapshot_ GUARDED_BY(apply_mutex_);  ///< being collected
+  std::unique_ptr<SnapshotFiles> snapshot_ GUARDED_BY(apply_mutex_);  ///< being collected, or broken off
+  bool collecting_ GUARDED_BY(apply_mutex_) = false;
+  std::optional<Offering> offering_ GUARDED_BY(apply_mutex_);
+  int mismatches_ GUARDED_BY(apply_mutex_) = 0;  ///< snapshots in a row that did not add up with what is here
+  std::unordered_set<std::uint32_t> damaged_ GUARDED_BY(apply_mutex_);  ///< pages that are not what their checksum says
   bool stopped_ GUARDED_BY(apply_mutex_) = false;
   // Lengths of the WAL, in frames, at which to backfill: on the pool, and (behind a writer that never pauses a backfill on
   // the pool never gets to the end of the WAL) what little is left right here.

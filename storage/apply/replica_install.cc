@@ -1,5 +1,6 @@
 // Databases that come, go or are replaced as a whole: first change sets, deletions, new page sizes, snapshots.
 #include "base/log.h"
+#include "storage/apply/io.h"
 #include "storage/apply/replacement.h"
 #include "storage/apply/replica_database.h"
 #include "storage/apply/recovery.h"
@@ -112,6 +113,8 @@ Result<void> LiveReplicaDatabase::replace_by_incoming() {
 /// The primary starts over at TXID 1 because we said that we have nothing usable: it is a snapshot in another form.
 Result<void> LiveReplicaDatabase::install_incoming_as_snapshot() {
   const IncomingChangeSet head = incoming_.head();
+  forget_offer();
+  snapshot_.reset();
   TRY_ASSIGN(snapshot_, SnapshotFiles::create(context_.store.fs(), install_directory(context_.store),
                                               escape_name(name_), head.page_size));
   Result<void> decoded = decode_incoming(
@@ -132,6 +135,9 @@ Result<void> LiveReplicaDatabase::install_incoming_as_snapshot() {
 Result<void> LiveReplicaDatabase::begin_snapshot(std::uint32_t page_size, std::uint32_t) {
   MutexLock lock(apply_mutex_);
   if (stopped_) return make_error(Errc::cancelled, name_ + ": stopped");
+  collecting_ = true;
+  // What one that was broken off has brought is good: the last version of a page counts.
+  if (snapshot_ && snapshot_->page_size() == page_size) return {};
   snapshot_.reset();
   TRY_ASSIGN(snapshot_, SnapshotFiles::create(context_.store.fs(), install_directory(context_.store),
                                               escape_name(name_), page_size));
@@ -140,22 +146,34 @@ Result<void> LiveReplicaDatabase::begin_snapshot(std::uint32_t page_size, std::u
 
 Result<void> LiveReplicaDatabase::snapshot_page(Pgno pgno, ByteView content) {
   MutexLock lock(apply_mutex_);
-  if (!snapshot_) return make_error(Errc::invalid_argument, name_ + ": no snapshot was begun");
+  if (!snapshot_ || !collecting_) return make_error(Errc::invalid_argument, name_ + ": no snapshot was begun");
   return snapshot_->add(pgno, content);
 }
 
 void LiveReplicaDatabase::abort_snapshot() {
   MutexLock lock(apply_mutex_);
-  snapshot_.reset();
+  collecting_ = false;
+  offering_.reset();
+  if (snapshot_ && snapshot_->highest() == 0) snapshot_.reset();
 }
 
 Result<void> LiveReplicaDatabase::finish_snapshot(const SnapshotEnd& end) {
   MutexLock lock(apply_mutex_);
-  if (!snapshot_) return make_error(Errc::invalid_argument, name_ + ": no snapshot was begun");
+  if (!snapshot_ || !collecting_) return make_error(Errc::invalid_argument, name_ + ": no snapshot was begun");
   incoming_.reset();
+  collecting_ = false;
   Result<void> installed = stopped_ ? make_error(Errc::cancelled, "stopped") : install_snapshot(end);
+  offering_.reset();
+  if (installed.has_error()) {
+    // What was collected may be kept (readers in the way, a full disk), unless it is what is wrong.
+    const bool wrong = installed.error().code == Errc::corrupt;
+    if (wrong) ++mismatches_;
+    if (wrong || failed()) snapshot_.reset();
+    return with_context(name_ + ": snapshot", std::move(installed).error());
+  }
   snapshot_.reset();
-  if (installed.has_error()) return with_context(name_ + ": snapshot", std::move(installed).error());
+  damaged_.clear();
+  mismatches_ = 0;
   context_.changed(name_);
   return {};
 }
@@ -172,11 +190,6 @@ Result<void> LiveReplicaDatabase::install_snapshot(const SnapshotEnd& end) {
   } else {
     if (end.page_size != snapshot_->image().page_size()) return make_error(Errc::corrupt, "page size changed at the end");
     TRY(complete_snapshot(end));
-    TRY_ASSIGN(const Checksum total, snapshot_->total(end.commit));
-    if (total != end.pos.checksum) {
-      return make_error(Errc::corrupt, fmt::format("has checksum {}, not {}", to_hex(total.value()),
-                                                   to_hex(end.pos.checksum.value())));
-    }
     const bool append = live_ && !live_->blocked && live_->writer->view().page_size == end.page_size;
     installed = append ? install_by_append(end) : live_ ? install_by_replacement(end) : install_as_new(end);
   }
@@ -188,22 +201,55 @@ Result<void> LiveReplicaDatabase::install_snapshot(const SnapshotEnd& end) {
   return {};
 }
 
-/// Pages that the primary left out because we have them already.
+/// Checks that the pages collected, and for those that the primary left out our own, are all there and are the content at
+/// end.pos. Nothing is copied: an image that lacks pages is a partial one.
 Result<void> LiveReplicaDatabase::complete_snapshot(const SnapshotEnd& end) {
-  if (failed() || !live_ || database_->page_size() != end.page_size) return {};
-  scratch_.resize(end.page_size);
+  const bool local = local_usable(end.page_size);
   const std::uint32_t lock = lock_page(end.page_size).value();
-  const std::uint32_t pages = std::min(end.commit, database_->page_count());
-  for (std::uint64_t p = 1; p <= pages; ++p) {
+  const auto sum_of = [&](Pgno pgno) NO_THREAD_SAFETY_ANALYSIS -> Checksum {
+    const Checksum sum = snapshot_->collected(pgno);
+    return sum == Checksum{} && local ? local_sum(pgno) : sum;
+  };
+  Checksum total = kEmptyChecksum;
+  bool partial = false;
+  for (std::uint64_t p = 1; p <= end.commit; ++p) {
+    if (p == lock) continue;
     const Pgno pgno(static_cast<std::uint32_t>(p));
-    if (p == lock || snapshot_->sum(pgno) != Checksum{}) continue;
+    Checksum sum = sum_of(pgno);
+    if (sum == Checksum{} && local) sum = compute_local_sum(pgno);
+    if (sum == Checksum{}) return make_error(Errc::corrupt, fmt::format("lacks page {} of {}", p, end.commit));
+    partial = partial || snapshot_->collected(pgno) == Checksum{};
+    total = ltx::toggle(total, sum);
+  }
+  if (total != end.pos.checksum) {
+    return make_error(Errc::corrupt, fmt::format("has checksum {}, not {}", to_hex(total.value()),
+                                                 to_hex(end.pos.checksum.value())));
+  }
+  return partial ? snapshot_->make_partial(end.commit, sum_of) : Result<void>();
+}
+
+/// Into the partial image: what is of our own content, but not in the database file yet. Then the file, with the image over
+/// it, is the content at the snapshot's end, and may be what a crash leaves.
+Result<void> LiveReplicaDatabase::carry_over(const SnapshotEnd& end) {
+  const WalWriter::View view = live_->writer->view();
+  const std::uint32_t backfilled = sqlite::load_backfilled(live_->index.header());
+  scratch_.resize(end.page_size);
+  for (std::uint32_t frame = backfilled + 1; frame <= view.header.mx_frame; ++frame) {
+    const Pgno pgno(live_->index.page_of(frame));
+    if (pgno == Pgno(0) || pgno.value() > end.commit || snapshot_->collected(pgno) != Checksum{}) continue;
     {
-      MutexLock commit_lock(database_->commit_mutex());
+      MutexLock lock(database_->commit_mutex());
       TRY(read_page(pgno, scratch_));
+    }
+    if (ltx::page_checksum(pgno, scratch_) != snapshot_->sum(pgno)) {
+      fail(fmt::format("page {} in the WAL is not what its checksum says", pgno));
+      return make_error(Errc::corrupt, fmt::format("page {} in the WAL is damaged", pgno));
     }
     TRY(snapshot_->add(pgno, scratch_));
   }
-  return {};
+  const Result<void> synced = sync_data(live_->files->database(), name_);
+  if (synced.has_error()) fail(synced.error().message);  // the kernel has dropped what it could not write
+  return synced;
 }
 
 Result<void> LiveReplicaDatabase::rebase(const SnapshotEnd& end) {
@@ -253,14 +299,25 @@ Result<void> LiveReplicaDatabase::mark_snapshot(const SnapshotEnd& end) {
 // Readers see the snapshot as one more transaction. The database file gets there by backfill; until then the marker says
 // that a crash has to put it there.
 Result<void> LiveReplicaDatabase::install_by_append(const SnapshotEnd& end) {
+  if (snapshot_->partial()) {
+    // The less is left in the WAL, the less has to be carried over.
+    if (const auto result = checkpoint(Record::if_due); result.has_error()) return result.error();
+    if (failed()) return make_error(Errc::io, "the content became unusable");
+  }
   WalWriter& writer = *live_->writer;
-  TRY(writer.begin(true));
+  // Frames of somebody else are taken over only when every page is written anew.
+  Result<void> begun = writer.begin(!snapshot_->partial());
+  if (begun.has_error()) {
+    if (begun.error().code == Errc::internal) fail(begun.error().message);
+    return begun;
+  }
   restart_wal_if_due();
   const auto append = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
     TRY(add_differing_pages(end));
     TRY(writer.reserve());
     TRY(writer.seal(end.commit));
     MutexLock checkpoint_lock(checkpoint_mutex_);
+    if (snapshot_->partial()) TRY(carry_over(end));
     TRY(mark_snapshot(end));
     MutexLock lock(database_->commit_mutex());
     TRY(rebase(end));
@@ -280,20 +337,21 @@ Result<void> LiveReplicaDatabase::install_by_append(const SnapshotEnd& end) {
 Result<void> LiveReplicaDatabase::add_differing_pages(const SnapshotEnd& end) {
   WalWriter& writer = *live_->writer;
   const bool all = failed();
-  PageChecksums* checksums = nullptr;
-  {
-    MutexLock lock(database_->commit_mutex());
-    checksums = &database_->checksums();
-  }
   scratch_.resize(end.page_size);
   const std::uint32_t lock = lock_page(end.page_size).value();
   for (std::uint64_t p = 1; p <= end.commit; ++p) {
     const Pgno pgno(static_cast<std::uint32_t>(p));
     if (p == lock) continue;
-    const bool same = !all && p <= database_->page_count() && checksums->get(pgno) == snapshot_->sum(pgno);
+    const bool collected = snapshot_->collected(pgno) != Checksum{};
+    const bool same = !collected || (!all && local_sum(pgno) == snapshot_->collected(pgno));
     // The size changes only with a frame: page 1 is always there.
     if (same && p != 1) continue;
-    TRY(snapshot_->image().read(pgno, scratch_));
+    if (collected) {
+      TRY(snapshot_->image().read(pgno, scratch_));
+    } else {
+      MutexLock commit_lock(database_->commit_mutex());
+      TRY(read_page(pgno, scratch_));
+    }
     TRY(writer.add(pgno, scratch_));
   }
   return {};

@@ -10,8 +10,10 @@ namespace sluice::storage::apply {
 namespace {
 
 constexpr std::string_view kMagic = "SLUICESN";
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kWhole = 1;  // versions
+constexpr std::uint32_t kPartial = 2;
 constexpr std::size_t kSummed = 64;
+constexpr std::size_t kListPiece = 64 * 1024;
 
 using Marker = std::array<std::byte, kInstallMarkerSize>;
 
@@ -21,23 +23,32 @@ std::uint64_t crc_of(const Marker& marker) {
   return crc.value();
 }
 
-Marker encode(const SnapshotEnd& end, std::uint64_t number) {
+struct Decoded {
+  SnapshotEnd end;
+  std::uint64_t number = 0;
+  bool partial = false;
+  std::uint32_t listed = 0;
+};
+
+Marker encode(const Decoded& in) {
+  const SnapshotEnd& end = in.end;
   Marker marker{};
   std::byte* p = marker.data();
   std::ranges::copy(as_bytes(kMagic), p);
-  store_be<std::uint32_t>(p + 8, kVersion);
+  store_be<std::uint32_t>(p + 8, in.partial ? kPartial : kWhole);
   store_be<std::uint32_t>(p + 12, end.page_size);
   store_be<std::uint32_t>(p + 16, end.commit);
+  store_be<std::uint32_t>(p + 20, in.listed);
   store_be<std::uint64_t>(p + 24, end.epoch.value());
   store_be<std::uint64_t>(p + 32, end.pos.txid.value());
   store_be<std::uint64_t>(p + 40, end.pos.checksum.value());
   store_be<std::uint64_t>(p + 48, static_cast<std::uint64_t>(end.timestamp_ms));
-  store_be<std::uint64_t>(p + 56, number);
+  store_be<std::uint64_t>(p + 56, in.number);
   store_be<std::uint64_t>(p + 64, crc_of(marker));
   return marker;
 }
 
-Result<SnapshotEnd> decode(ByteView in, std::uint64_t& number) {
+Result<Decoded> decode(ByteView in) {
   Marker marker{};
   if (in.size() != marker.size()) return make_error(Errc::corrupt, "install marker has the wrong length");
   std::ranges::copy(in, marker.begin());
@@ -45,17 +56,21 @@ Result<SnapshotEnd> decode(ByteView in, std::uint64_t& number) {
   if (as_text(ByteView(marker).first(kMagic.size())) != kMagic || load_be<std::uint64_t>(p + 64) != crc_of(marker)) {
     return make_error(Errc::corrupt, "install marker is damaged");
   }
-  if (load_be<std::uint32_t>(p + 8) != kVersion) {
+  const std::uint32_t version = load_be<std::uint32_t>(p + 8);
+  if (version != kWhole && version != kPartial) {
     return make_error(Errc::unsupported, "install marker is of a newer version of sluice");
   }
-  SnapshotEnd end;
+  Decoded out;
+  out.partial = version == kPartial;
+  out.listed = load_be<std::uint32_t>(p + 20);
+  SnapshotEnd& end = out.end;
   end.page_size = load_be<std::uint32_t>(p + 12);
   end.commit = load_be<std::uint32_t>(p + 16);
   end.epoch = Epoch(load_be<std::uint64_t>(p + 24));
   end.pos = {Txid(load_be<std::uint64_t>(p + 32)), Checksum(load_be<std::uint64_t>(p + 40))};
   end.timestamp_ms = static_cast<std::int64_t>(load_be<std::uint64_t>(p + 48));
-  number = load_be<std::uint64_t>(p + 56);
-  return end;
+  out.number = load_be<std::uint64_t>(p + 56);
+  return out;
 }
 
 /// The number n of "<escaped>.<n>.pages" / ".sums", if `file` is one of these.
@@ -65,7 +80,7 @@ std::optional<std::uint64_t> number_of(const std::string& file, const std::strin
   const std::size_t dot = rest.find('.');
   if (dot == std::string::npos || dot == 0 || dot > 18) return std::nullopt;
   const std::string suffix = rest.substr(dot);
-  if (suffix != ".pages" && suffix != ".sums") return std::nullopt;
+  if (suffix != ".pages" && suffix != ".sums" && suffix != ".all" && suffix != ".list") return std::nullopt;
   std::uint64_t number = 0;
   for (const char c : rest.substr(0, dot)) {
     if (c < '0' || c > '9') return std::nullopt;
@@ -107,6 +122,7 @@ Result<std::unique_ptr<SnapshotFiles>> SnapshotFiles::create(FileSystem& fs, con
     if (const auto used = number_of(entry.name, escaped)) number = std::max(number, *used + 1);
   }
   std::unique_ptr<SnapshotFiles> files(new SnapshotFiles(fs, dir, escaped, number));
+  files->page_size_ = page_size;
   TRY_ASSIGN(files->image_, ImageFile::create(fs, files->path(".pages"), page_size));
   TRY_ASSIGN(files->sums_, PageChecksums::open(fs, files->path(".sums")));
   return files;
@@ -116,16 +132,22 @@ Result<std::unique_ptr<SnapshotFiles>> SnapshotFiles::open_marked(FileSystem& fs
                                                                   const std::string& escaped) {
   TRY_ASSIGN(const auto bytes, read_marker(fs, dir + "/" + escaped + ".install"));
   if (!bytes) return std::unique_ptr<SnapshotFiles>();
-  std::uint64_t number = 0;
-  TRY_ASSIGN(const SnapshotEnd end, decode(*bytes, number));
-  std::unique_ptr<SnapshotFiles> files(new SnapshotFiles(fs, dir, escaped, number));
+  TRY_ASSIGN(const Decoded decoded, decode(*bytes));
+  const SnapshotEnd& end = decoded.end;
+  std::unique_ptr<SnapshotFiles> files(new SnapshotFiles(fs, dir, escaped, decoded.number));
   files->marked_ = true;
   files->end_ = end;
+  files->page_size_ = end.page_size;
+  files->highest_ = end.commit;
+  files->listed_ = decoded.listed;
   TRY_ASSIGN(const bool image, fs.exists(files->path(".pages")));
   if (image) {
     TRY_ASSIGN(files->image_, ImageFile::open(fs, files->path(".pages"), end.page_size, false));
   }
   TRY_ASSIGN(files->sums_, PageChecksums::open(fs, files->path(".sums")));
+  if (!decoded.partial) return files;
+  if (!image) return make_error(Errc::corrupt, files->path(".pages") + ": the marker's image is missing");
+  TRY_ASSIGN(files->all_, PageChecksums::open(fs, files->path(".all")));
   return files;
 }
 
@@ -142,8 +164,9 @@ Result<void> SnapshotFiles::clean(FileSystem& fs, const std::string& dir, const 
     }
   } else {
     TRY_ASSIGN(const auto bytes, read_marker(fs, marker));
-    std::uint64_t number = 0;
-    if (bytes && !decode(*bytes, number).has_error()) kept = number;
+    if (bytes) {
+      if (const auto decoded = decode(*bytes); decoded.has_value()) kept = decoded->number;
+    }
   }
   TRY_ASSIGN(const auto entries, fs.list(dir));
   for (const DirEntry& entry : entries) {
@@ -158,30 +181,83 @@ Result<void> SnapshotFiles::add(Pgno pgno, ByteView content) {
     return make_error(Errc::corrupt, fmt::format("a snapshot cannot have page {} of {} bytes", pgno, content.size()));
   }
   TRY(image_->write(pgno, content));
+  highest_ = std::max(highest_, pgno.value());
   return sums_->set(pgno, ltx::page_checksum(pgno, content));
 }
 
-Result<Checksum> SnapshotFiles::total(std::uint32_t pages) const {
-  Checksum total = kEmptyChecksum;
-  const std::uint32_t lock = lock_page(image_->page_size()).value();
+Result<void> SnapshotFiles::make_partial(std::uint32_t pages, FunctionRef<Checksum(Pgno)> sum_of) {
+  TRY_ASSIGN(auto all, PageChecksums::open(fs_, path(".all")));
+  const std::uint32_t lock = lock_page(page_size_).value();
   for (std::uint64_t p = 1; p <= pages; ++p) {
-    if (p == lock) continue;
-    const Checksum sum = sums_->get(Pgno(static_cast<std::uint32_t>(p)));
-    if (sum == Checksum{}) return make_error(Errc::corrupt, fmt::format("the snapshot lacks page {} of {}", p, pages));
-    total = ltx::toggle(total, sum);
+    const Pgno pgno(static_cast<std::uint32_t>(p));
+    if (p != lock) TRY(all->set(pgno, sum_of(pgno)));
   }
-  return total;
+  TRY(all->truncate(pages));
+  all_ = std::move(all);
+  return {};
+}
+
+// Not the table of checksums: after a restart of the machine that one trusts only what adds up to a whole database.
+Result<void> SnapshotFiles::write_list(std::uint32_t pages) {
+  TRY_ASSIGN(const auto file, fs_.open(path(".list"), {.write = true, .create = true}));
+  TRY(file->truncate(0));
+  Bytes piece;
+  std::uint64_t at = 0;
+  listed_ = 0;
+  const auto flush = [&]() -> Result<void> {
+    TRY(file->write_at(at, piece));
+    at += piece.size();
+    piece.clear();
+    return {};
+  };
+  for (std::uint64_t p = 1; p <= std::min(pages, highest_); ++p) {
+    const auto number = static_cast<std::uint32_t>(p);
+    if (collected(Pgno(number)) == Checksum{}) continue;
+    ++listed_;
+    piece.resize(piece.size() + 4);
+    store_be<std::uint32_t>(piece.data() + piece.size() - 4, number);
+    if (piece.size() >= kListPiece) TRY(flush());
+  }
+  if (!piece.empty()) TRY(flush());
+  return file->sync_data();
+}
+
+Result<void> SnapshotFiles::for_each_page(FunctionRef<Result<void>(Pgno, ByteView)> visit) {
+  TRY_ASSIGN(const auto file, fs_.open(path(".list"), {}));
+  TRY_ASSIGN(const std::uint64_t size, file->size());
+  if (size != std::uint64_t{listed_} * 4) return make_error(Errc::corrupt, file->path() + " has the wrong length");
+  Bytes piece(kListPiece);
+  Bytes page(page_size_);
+  for (std::uint64_t at = 0; at < size; at += piece.size()) {
+    piece.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kListPiece, size - at)));
+    TRY_ASSIGN(const std::size_t n, file->read_at(at, piece));
+    if (n != piece.size()) return make_error(Errc::corrupt, file->path() + " became shorter");
+    for (std::size_t i = 0; i < piece.size(); i += 4) {
+      const Pgno pgno(load_be<std::uint32_t>(piece.data() + i));
+      if (pgno == Pgno(0) || pgno.value() > end_.commit) return make_error(Errc::corrupt, file->path() + " is damaged");
+      TRY(image_->read(pgno, page));
+      if (ltx::page_checksum(pgno, page) != sum(pgno)) {
+        return make_error(Errc::corrupt, fmt::format("{}: page {} is damaged", image_->path(), pgno));
+      }
+      TRY(visit(pgno, page));
+    }
+  }
+  return {};
 }
 
 Result<void> SnapshotFiles::mark(const SnapshotEnd& end) {
   TRY(image_->finish(end.commit));
   TRY(sums_->truncate(end.commit));
   TRY(sums_->checkpoint({end.pos, end.page_size, end.commit}));
+  if (all_) {
+    TRY(all_->checkpoint({end.pos, end.page_size, end.commit}));
+    TRY(write_list(end.commit));
+  }
   TRY(fs_.sync_directory(dir_));
   end_ = end;
   // After a failure it is unknown whether the marker is there: it must then find its files.
   marked_ = true;
-  TRY(write_file_atomically(fs_, marker_path(), encode(end, number_)));
+  TRY(write_file_atomically(fs_, marker_path(), encode({end, number_, partial(), listed_})));
   return clean(fs_, dir_, escaped_, false);
 }
 
@@ -193,7 +269,7 @@ Result<void> SnapshotFiles::remove() {
 }
 
 Result<void> SnapshotFiles::remove_files() {
-  for (const char* suffix : {".pages", ".sums"}) {
+  for (const char* suffix : {".pages", ".sums", ".all", ".list"}) {
     TRY_ASSIGN(const bool exists, fs_.exists(path(suffix)));
     if (exists) TRY(fs_.unlink(path(suffix)));
   }

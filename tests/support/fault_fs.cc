@@ -104,6 +104,11 @@ void FaultFileSystem::on_sync(std::function<void()> hook) {
   on_sync_ = std::move(hook);
 }
 
+void FaultFileSystem::on_change(std::function<void()> hook) {
+  MutexLock lock(mutex_);
+  on_change_ = std::move(hook);
+}
+
 int FaultFileSystem::count(FileOp op) const {
   MutexLock lock(mutex_);
   const auto it = counts_.find(op);
@@ -116,6 +121,12 @@ int FaultFileSystem::changes() const {
 }
 
 Result<void> FaultFileSystem::enter(FileOp op, const std::string& path, bool changes_something) {
+  std::function<void()> hook;
+  {
+    MutexLock lock(mutex_);
+    if (changes_something) hook = on_change_;
+  }
+  if (hook) hook();
   MutexLock lock(mutex_);
   const int now = ++counts_[op];
   if (changes_something) ++changes_;

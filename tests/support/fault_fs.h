@@ -48,6 +48,8 @@ class FaultFileSystem final : public FileSystem {
   void heal() EXCLUDES(mutex_);
   /// Called before each sync_data, without a lock: lets a test act while a sync is under way.
   void on_sync(std::function<void()> hook) EXCLUDES(mutex_);
+  /// Called before each operation that changes anything, without a lock: where a process can be killed.
+  void on_change(std::function<void()> hook) EXCLUDES(mutex_);
 
   int count(FileOp op) const EXCLUDES(mutex_);
   int changes() const EXCLUDES(mutex_);
@@ -94,6 +96,7 @@ class FaultFileSystem final : public FileSystem {
   int fail_changes_at_ GUARDED_BY(mutex_) = 0;
   std::vector<Fault> faults_ GUARDED_BY(mutex_);
   std::function<void()> on_sync_ GUARDED_BY(mutex_);
+  std::function<void()> on_change_ GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<Volatile>> volatile_ GUARDED_BY(mutex_);
 };
 

@@ -16,17 +16,13 @@ using namespace sluice::storage;
 using namespace sluice::storage::apply_test;
 
 Result<void> install(ReplicaDatabase& database, const ChangeSet& change, const Bytes& content) {
-  const std::uint32_t page_size = change.head.page_size;
-  TRY(database.begin_snapshot(page_size, change.head.commit));
-  for (std::uint32_t p = 1; p <= change.head.commit; ++p) {
-    TRY(database.snapshot_page(Pgno(p), ByteView(content).subspan(std::size_t{p - 1} * page_size, page_size)));
-  }
   SnapshotEnd end;
   end.pos = change.head.post;
   end.epoch = change.head.epoch;
-  end.page_size = page_size;
+  end.page_size = change.head.page_size;
   end.commit = change.head.commit;
-  return database.finish_snapshot(end);
+  TRY(send_differences(database, content, end));
+  return {};
 }
 
 }  // namespace

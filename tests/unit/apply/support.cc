@@ -191,13 +191,16 @@ SnapshotEnd Source::end() const {
 
 // ---- node ----
 
-ReplicaNode::ReplicaNode(const std::string& data_dir, ReplicaOptions options) : data_dir_(data_dir) { open(options); }
+ReplicaNode::ReplicaNode(const std::string& data_dir, ReplicaOptions options, FileSystem& fs)
+    : data_dir_(data_dir), fs_(fs) {
+  open(options);
+}
 ReplicaNode::~ReplicaNode() { close(); }
 
 void ReplicaNode::open(ReplicaOptions options) {
   StoreOptions store_options;
   store_options.data_dir = data_dir_;
-  auto store = Store::open(real_file_system(), system_clock(), store_options);
+  auto store = Store::open(fs_, system_clock(), store_options);
   if (store.has_error()) throw std::runtime_error(store.error().to_string());
   store_ = std::move(*store);
   access_ = std::make_unique<PlainDirAccess>(store_->fs_dir());
@@ -241,6 +244,39 @@ Result<void> ReplicaNode::snapshot(const std::string& name, const Source& source
                                                                      source.page_size())));
   }
   return to->finish_snapshot(source.end());
+}
+
+Result<std::size_t> send_differences(ReplicaDatabase& database, const Bytes& content, const SnapshotEnd& end,
+                                     std::size_t most) {
+  PageOffer offer;
+  for (bool done = false; !done;) {
+    TRY_ASSIGN(done, database.prepare_offer(offer));
+  }
+  std::vector<std::uint64_t> sums(offer.pages);
+  if (!sums.empty()) TRY(database.offered_sums(Pgno(1), sums));
+  BlockSum block;
+  std::vector<std::uint64_t> blocks;
+  for (std::uint32_t p = 1; p <= offer.pages; ++p) {
+    if (Pgno(p) != lock_page(offer.page_size)) block.add(Checksum(sums[p - 1]));
+    if (p % offer.block_pages == 0 || p == offer.pages) blocks.push_back(std::exchange(block, BlockSum()).value());
+  }
+  if (blocks != offer.blocks) return make_error(Errc::internal, "the blocks are not those of the page checksums");
+  if (offer.page_size != end.page_size) sums.clear();
+  TRY(database.begin_snapshot(end.page_size, end.commit));
+  std::size_t sent = 0;
+  for (std::uint32_t p = 1; p <= end.commit; ++p) {
+    const ByteView page = ByteView(content).subspan(std::size_t{p - 1} * end.page_size, end.page_size);
+    if (Pgno(p) == lock_page(end.page_size)) continue;
+    if (p <= sums.size() && sums[p - 1] == ltx::page_checksum(Pgno(p), page).value()) continue;
+    if (sent == most) {
+      database.abort_snapshot();
+      return make_error(Errc::cancelled, "cut");
+    }
+    TRY(database.snapshot_page(Pgno(p), page));
+    ++sent;
+  }
+  TRY(database.finish_snapshot(end));
+  return sent;
 }
 
 Result<void> apply_to(ReplicaDatabase& database, const ChangeSet& change) {

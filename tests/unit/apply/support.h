@@ -107,7 +107,7 @@ void transfer(Connection& sql, int number);
 
 class ReplicaNode {
  public:
-  explicit ReplicaNode(const std::string& data_dir, ReplicaOptions options = {});
+  explicit ReplicaNode(const std::string& data_dir, ReplicaOptions options = {}, FileSystem& fs = real_file_system());
   ~ReplicaNode();
   /// Stops (or drops without a last checkpoint) and opens again.
   void restart(ReplicaOptions options = {});
@@ -125,12 +125,17 @@ class ReplicaNode {
   void open(ReplicaOptions options);
 
   const std::string data_dir_;
+  FileSystem& fs_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<PlainDirAccess> access_;
   std::unique_ptr<Replica> replica_;
 };
 
+/// What a primary sends to a replica that says what it has: the pages of `content` that differ from the offer, at most
+/// `most` of them (more: the snapshot is aborted, Errc::cancelled). Returns how many.
+Result<std::size_t> send_differences(ReplicaDatabase& database, const Bytes& content, const SnapshotEnd& end,
+                                     std::size_t most = static_cast<std::size_t>(-1));
 Result<void> apply_to(ReplicaDatabase& database, const ChangeSet& change);
 /// The database as `connection`'s read transaction sees it, page by page; compared with `expected`.
 std::string difference(const std::string& path, const Bytes& expected);

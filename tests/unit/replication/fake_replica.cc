@@ -1,5 +1,7 @@
 #include "tests/unit/replication/fake_replica.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "storage/ltx/checksum.h"
 #include "storage/ltx/decoder.h"
@@ -144,9 +146,53 @@ Result<void> FakeDatabase::finish_change_set() {
 
 void FakeDatabase::abort_change_set() { image_.clear(); }
 
+std::size_t FakeDatabase::pages_received() const {
+  MutexLock lock(mutex_);
+  return pages_received_;
+}
+
+/// Staged from a snapshot that was broken off, or of the content.
+Checksum FakeDatabase::sum_of(std::uint32_t pgno) {
+  const std::uint32_t page_size = staged_.empty() ? page_size_ : staged_page_size_;
+  if (page_size == 0 || Pgno(pgno) == lock_page(page_size)) return Checksum{};
+  if (const auto it = staged_.find(pgno); it != staged_.end()) return ltx::page_checksum(Pgno(pgno), it->second);
+  const auto it = pages_.find(pgno);
+  return it == pages_.end() || page_size != page_size_ ? Checksum{} : ltx::page_checksum(Pgno(pgno), it->second);
+}
+
+Result<bool> FakeDatabase::prepare_offer(storage::PageOffer& offer) {
+  enter();
+  MutexLock lock(mutex_);
+  leave();
+  if (slow_offer_ > 0) {
+    --slow_offer_;
+    return false;
+  }
+  offer = {};
+  offer.page_size = staged_.empty() ? page_size_ : staged_page_size_;
+  if (!staged_.empty()) offer.pages = staged_.rbegin()->first;
+  if (!pages_.empty() && page_size_ == offer.page_size) offer.pages = std::max(offer.pages, pages_.rbegin()->first);
+  offer.block_pages = storage::block_pages_for(offer.pages);
+  storage::BlockSum block;
+  for (std::uint32_t p = 1; p <= offer.pages; ++p) {
+    if (Pgno(p) != lock_page(offer.page_size)) block.add(sum_of(p));
+    if (p % offer.block_pages == 0 || p == offer.pages) {
+      offer.blocks.push_back(block.value());
+      block = {};
+    }
+  }
+  return true;
+}
+
+Result<void> FakeDatabase::offered_sums(Pgno first, std::span<std::uint64_t> out) {
+  MutexLock lock(mutex_);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = sum_of(first.value() + static_cast<std::uint32_t>(i)).value();
+  return {};
+}
+
 Result<void> FakeDatabase::begin_snapshot(std::uint32_t page_size, std::uint32_t) {
   enter();
-  staged_.clear();
+  if (page_size != staged_page_size_) staged_.clear();
   staged_page_size_ = page_size;
   leave();
   return {};
@@ -156,6 +202,8 @@ Result<void> FakeDatabase::snapshot_page(Pgno pgno, ByteView content) {
   enter();
   CHECK(content.size() == staged_page_size_);
   staged_[pgno.value()] = Bytes(content.begin(), content.end());
+  MutexLock lock(mutex_);
+  ++pages_received_;
   leave();
   return {};
 }
@@ -169,8 +217,10 @@ Result<void> FakeDatabase::finish_snapshot(const storage::SnapshotEnd& end) {
     --fail_snapshots_;
     return make_error(fail_snapshot_code_, "made to fail by the test");
   }
+  if (page_size_ == end.page_size) staged_.insert(pages_.begin(), pages_.end());  // what was left out
   staged_.erase(staged_.upper_bound(end.commit), staged_.end());
   if (checksum_of(staged_, end.page_size) != end.pos.checksum) {
+    staged_.clear();
     return make_error(Errc::corrupt, name_ + ": the snapshot is not what it says");
   }
   pages_ = std::move(staged_);
@@ -182,7 +232,7 @@ Result<void> FakeDatabase::finish_snapshot(const storage::SnapshotEnd& end) {
   return {};
 }
 
-void FakeDatabase::abort_snapshot() { staged_.clear(); }
+void FakeDatabase::abort_snapshot() {}  // what came stays for the next offer
 
 Result<Txid> FakeDatabase::sync() { return pos().txid; }
 

@@ -27,6 +27,8 @@ class FakeDatabase final : public storage::ReplicaDatabase {
   Result<void> change_set_bytes(ByteView bytes) override;
   Result<void> finish_change_set() override;
   void abort_change_set() override;
+  Result<bool> prepare_offer(storage::PageOffer& offer) override;
+  Result<void> offered_sums(Pgno first, std::span<std::uint64_t> out) override;
   Result<void> begin_snapshot(std::uint32_t page_size, std::uint32_t pages) override;
   Result<void> snapshot_page(Pgno pgno, ByteView content) override;
   Result<void> finish_snapshot(const storage::SnapshotEnd& end) override;
@@ -35,6 +37,10 @@ class FakeDatabase final : public storage::ReplicaDatabase {
 
   Pos pos() const EXCLUDES(mutex_);
   std::map<std::uint32_t, Bytes> pages() const EXCLUDES(mutex_);
+  /// Pages that snapshots brought.
+  std::size_t pages_received() const EXCLUDES(mutex_);
+  /// prepare_offer() says "call again" so often first.
+  void slow_offer(int times) { slow_offer_ = times; }
   std::size_t snapshots() const EXCLUDES(mutex_);
   std::size_t change_sets() const EXCLUDES(mutex_);
   /// Empty, or what was wrong with the order of what was applied.
@@ -62,6 +68,8 @@ class FakeDatabase final : public storage::ReplicaDatabase {
   Bytes image_;
   std::uint32_t staged_page_size_ = 0;
   Pages staged_;
+  std::atomic<int> slow_offer_{0};
+  Checksum sum_of(std::uint32_t pgno) REQUIRES(mutex_);
 
   mutable Mutex mutex_;
   CondVar changed_;
@@ -69,6 +77,7 @@ class FakeDatabase final : public storage::ReplicaDatabase {
   Epoch epoch_ GUARDED_BY(mutex_);
   Pages pages_ GUARDED_BY(mutex_);
   std::uint32_t page_size_ GUARDED_BY(mutex_) = 0;
+  std::size_t pages_received_ GUARDED_BY(mutex_) = 0;
   std::size_t snapshots_ GUARDED_BY(mutex_) = 0;
   std::size_t change_sets_ GUARDED_BY(mutex_) = 0;
   std::string order_error_ GUARDED_BY(mutex_);

@@ -20,11 +20,13 @@ void feed(FrameReader& reader, ByteView bytes) {
 
 // One frame, given whole.
 Result<Frame> read_one(FrameReader& reader, ByteView bytes) {
-  feed(reader, bytes);
   Frame frame;
-  TRY_ASSIGN(const bool there, reader.next(frame));
-  if (!there) return make_error(Errc::not_found, "incomplete");
-  return frame;
+  for (;;) {
+    bytes = bytes.subspan(reader.feed(bytes));
+    TRY_ASSIGN(const bool there, reader.next(frame));
+    if (there) return frame;
+    if (bytes.empty()) return make_error(Errc::not_found, "incomplete");
+  }
 }
 
 Errc error_of(const Message& message, ByteView payload = {}) {
@@ -99,7 +101,10 @@ TEST(Frames, EveryKindSurvives) {
       DatabaseUnknown{"x.db"},
       good_change_set(false, 10'000'000'000),
       ChangeSetEnd{1, Txid(9)},
-      SnapshotBegin{1, 512, 10},
+      SnapshotBegin{1, 512, 10, true, 3},
+      OfferRequest{1},
+      PageSumsRequest{1, Pgno(257), 65536},
+      Offer{1, 2, 0, 0, 256},
       SnapshotDone{1, {Txid(1), Checksum(2)}, Epoch(3), 512, 10, 77},
       SnapshotAbort{1, "why"},
       Ready{},
@@ -117,6 +122,37 @@ TEST(Frames, EveryKindSurvives) {
     // Encoding again gives the same bytes: no field was lost.
     EXPECT_EQ(encode(frame->message), encode(message)) << kind_name(message);
   }
+}
+
+TEST(Frames, SumsSurvive) {
+  const std::vector<std::uint64_t> sums = {1, 0, ~std::uint64_t{0}, 0x8000000000000007u};
+  EXPECT_EQ(decode_sums(encode_sums(sums)), sums);
+  FrameReader reader;
+  const auto offer = read_one(reader, encode(Offer{3, 4, 512, 1000, 256}, encode_sums(sums)));
+  ASSERT_TRUE(offer.has_value()) << offer.error().message;
+  EXPECT_EQ(decode_sums(offer->payload), sums);
+  const auto pages = read_one(reader, encode(PageSums{3, 4, Pgno(257)}, encode_sums(sums)));
+  ASSERT_TRUE(pages.has_value()) << pages.error().message;
+  EXPECT_EQ(std::get<PageSums>(pages->message).first, Pgno(257));
+}
+
+TEST(Frames, OffersAndSumsAreBounded) {
+  EXPECT_EQ(error_of(Offer{1, 0, 4096, 1000, 256}, Bytes(24)), Errc::protocol) << "a block is missing";
+  EXPECT_EQ(error_of(Offer{1, 0, 4096, 1000, 256}, Bytes(33)), Errc::protocol);
+  EXPECT_EQ(error_of(Offer{1, 0, 4096, 0, 256}, Bytes(8)), Errc::protocol);
+  EXPECT_EQ(error_of(Offer{1, 0, 4096, 1000, 128}, Bytes(64)), Errc::protocol) << "small blocks";
+  EXPECT_EQ(error_of(Offer{1, 0, 4096, 1000, 0}, Bytes(32)), Errc::protocol);
+  EXPECT_EQ(error_of(Offer{1, 0, 5000, 1000, 256}, Bytes(32)), Errc::protocol);
+  EXPECT_EQ(error_of(Offer{0, 0, 4096, 1000, 256}, Bytes(32)), Errc::protocol);
+  EXPECT_EQ(error_of(Offer{1, 0, 4096, 256 * 65537, 256}, Bytes(65537 * 8)), Errc::protocol);
+  EXPECT_EQ(error_of(PageSumsRequest{1, Pgno(1), 65537}), Errc::protocol);
+  EXPECT_EQ(error_of(PageSumsRequest{1, Pgno(1), 0}), Errc::protocol);
+  EXPECT_EQ(error_of(PageSumsRequest{1, Pgno(0), 1}), Errc::protocol);
+  EXPECT_EQ(error_of(PageSumsRequest{1, Pgno(0xffffffff), 2}), Errc::protocol);
+  EXPECT_EQ(error_of(PageSums{1, 0, Pgno(1)}, Bytes(12)), Errc::protocol);
+  EXPECT_EQ(error_of(PageSums{1, 0, Pgno(1)}), Errc::protocol);
+  EXPECT_EQ(error_of(PageSums{1, 0, Pgno(0)}, Bytes(8)), Errc::protocol);
+  EXPECT_EQ(error_of(PageSums{1, 0, Pgno(1)}, Bytes(65537 * 8)), Errc::protocol);
 }
 
 // The worked example of docs/FORMATS.md.

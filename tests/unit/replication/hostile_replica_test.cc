@@ -142,6 +142,7 @@ TEST_F(HostileReplica, TheWindowIsRespected) {
   ASSERT_TRUE(welcome.has_value());
   std::uint64_t got = 0;
   while (auto message = peer.read(std::chrono::milliseconds(400))) {
+    if (const auto* asked = std::get_if<OfferRequest>(&*message)) peer.send(Offer{asked->id, 0, 0, 0, 256});
     const bool content = std::holds_alternative<ChangeSet>(*message) || std::holds_alternative<ChangeSetData>(*message) ||
                          std::holds_alternative<ChangeSetEnd>(*message) ||
                          std::holds_alternative<SnapshotPages>(*message);
@@ -163,6 +164,8 @@ TEST_F(HostileReplica, AResyncRequestForWhateverIsHarmless) {
   ASSERT_TRUE(start.has_value());
   EXPECT_TRUE(start->snapshot);
   EXPECT_EQ(start->attempt, 1u);
+  ASSERT_TRUE(peer.read_until<OfferRequest>().has_value());
+  peer.send(Offer{start->id, 1, 0, 0, 256});
   ASSERT_TRUE(peer.read_until<SnapshotDone>().has_value());
   peer.send(ResyncRequest{"a.db", 1, {}, true, "an old one"});
   peer.send(ResyncRequest{"a.db", 2, pos, false, "back"});

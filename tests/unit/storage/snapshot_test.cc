@@ -91,6 +91,7 @@ class MemoryDatabase : public PageSource {
 /// Keeps what a replica would, and lets the test act in the middle.
 class CollectingSink : public SnapshotSink {
  public:
+  void differing(std::uint32_t count) override { expected = count; }
   Result<void> begin(std::uint32_t size, std::uint32_t) override {
     ++begins;
     page_size = size;
@@ -114,6 +115,7 @@ class CollectingSink : public SnapshotSink {
   std::uint32_t page_size = 0;
   Pages pages;
   std::optional<SnapshotEnd> ended;
+  std::uint32_t expected = 0;
   int begins = 0;
   int received = 0;
   int fail_at = 0;
@@ -239,19 +241,143 @@ TEST_F(SnapshotTest, ANewPageSizeStartsOver) {
   EXPECT_EQ(sink_.begins, 2);
 }
 
+/// A receiver with the given pages; counts what it is asked for.
+class Receiver final : public ReceiverPages {
+ public:
+  Receiver(Pages pages, std::uint32_t page_size) : pages_(std::move(pages)) {
+    offer_.page_size = page_size;
+    offer_.pages = pages_.empty() ? 0 : pages_.rbegin()->first;
+    offer_.block_pages = block_pages_for(offer_.pages);
+    for (std::uint64_t p = 1; p <= offer_.pages; p += offer_.block_pages) {
+      BlockSum sum;
+      for (std::uint64_t q = p; q < p + offer_.block_pages && q <= offer_.pages; ++q) {
+        if (Pgno(static_cast<std::uint32_t>(q)) != lock_page(page_size)) sum.add(Checksum(sum_of(q)));
+      }
+      offer_.blocks.push_back(sum.value());
+    }
+  }
+  const PageOffer& offer() const override { return offer_; }
+  PageOffer& offer() { return offer_; }
+  Result<void> page_sums(Pgno first, std::span<std::uint64_t> out) override {
+    ++requests;
+    asked += out.size();
+    if (on_request) on_request();
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = sum_of(first.value() + i);
+    return {};
+  }
+  std::size_t requests = 0;
+  std::size_t asked = 0;
+  std::function<void()> on_request;
+
+ private:
+  std::uint64_t sum_of(std::uint64_t p) const {
+    const auto it = pages_.find(static_cast<std::uint32_t>(p));
+    return it == pages_.end() ? 0 : ltx::page_checksum(Pgno(it->first), it->second).value();
+  }
+  const Pages pages_;
+  PageOffer offer_;
+};
+
 TEST_F(SnapshotTest, OnlyWhatTheReceiverLacks) {
   source_.commit(1000, {});
-  const Pages old = source_.pages;
+  Receiver receiver(source_.pages, source_.page_size);
   source_.commit(1100, {5, 6, 7});
-  options_.receiver_has = [&](Pgno pgno) {
-    const auto it = old.find(pgno.value());
-    return it == old.end() ? Checksum{} : ltx::page_checksum(pgno, it->second);
-  };
-  const auto end = copy();
-  ASSERT_OK(end);
+  options_.receiver = &receiver;
+  ASSERT_OK(copy());
   EXPECT_EQ(sink_.received, 103);
   EXPECT_EQ(source_.reads, 103);
+  EXPECT_EQ(sink_.expected, 103u);
+  EXPECT_EQ(receiver.requests, 1u);
+  EXPECT_EQ(receiver.asked, 256u) << "the sums of one block: the others are equal";
   for (const auto& [p, page] : sink_.pages) EXPECT_TRUE(page == source_.pages.at(p)) << p;
+}
+
+TEST_F(SnapshotTest, DifferingBlocksNextToEachOtherAreAskedForTogether) {
+  source_.commit(3000, {});
+  Receiver receiver(source_.pages, source_.page_size);
+  source_.commit(2900, {1, 300, 1500, 2900});
+  options_.receiver = &receiver;
+  ASSERT_OK(copy());
+  EXPECT_EQ(sink_.received, 4);
+  EXPECT_EQ(receiver.requests, 3u);
+  EXPECT_EQ(receiver.asked, 512u + 256u + (2900u - 11u * 256u));
+}
+
+TEST_F(SnapshotTest, TheReceiverHasMoreAndOtherPages) {
+  source_.commit(700, {});
+  Pages theirs = source_.pages;
+  theirs.erase(350);
+  source_.commit(1000, {});
+  for (std::uint32_t p = 701; p <= 1000; ++p) theirs[p] = source_.pages.at(p);
+  source_.commit(600, {10});
+  Receiver receiver(theirs, source_.page_size);
+  options_.receiver = &receiver;
+  ASSERT_OK(copy());
+  EXPECT_EQ(sink_.received, 2);
+  EXPECT_TRUE(sink_.pages.contains(10) && sink_.pages.contains(350));
+}
+
+TEST_F(SnapshotTest, ItChangesWhileItIsCompared) {
+  source_.commit(1000, {});
+  Receiver receiver(source_.pages, source_.page_size);
+  source_.commit(1000, {5});
+  receiver.on_request = [&] { source_.commit(1010, {5, 900}); };
+  options_.receiver = &receiver;
+  ASSERT_OK(copy());
+  EXPECT_EQ(sink_.received, 12);
+  for (const auto& [p, page] : sink_.pages) EXPECT_TRUE(page == source_.pages.at(p)) << p;
+}
+
+TEST_F(SnapshotTest, NothingIsComparedAcrossPageSizes) {
+  source_.commit(500, {});
+  Receiver receiver(source_.pages, 2 * source_.page_size);
+  options_.receiver = &receiver;
+  copy_and_compare();
+  EXPECT_EQ(receiver.requests, 0u);
+}
+
+TEST_F(SnapshotTest, ANewPageSizeAfterTheComparisonSendsEverything) {
+  source_.commit(1000, {});
+  Receiver receiver(source_.pages, source_.page_size);
+  source_.commit(1000, {5});
+  receiver.on_request = [&] { source_.change_page_size(1024, 400); };
+  options_.receiver = &receiver;
+  copy_and_compare();
+}
+
+TEST_F(SnapshotTest, WrongSumsCostTrafficAndNothingElse) {
+  source_.commit(600, {});
+  Receiver receiver(source_.pages, source_.page_size);
+  for (auto& block : receiver.offer().blocks) block ^= 1;
+  options_.receiver = &receiver;
+  ASSERT_OK(copy());
+  EXPECT_EQ(receiver.asked, 600u);
+  EXPECT_EQ(sink_.received, 0);
+}
+
+TEST(BlockSum, TheSameChangeOfTwoPagesDoesNotCancelOut) {
+  // As it does in the rolling checksum: CRCs are linear.
+  const auto sum_of = [](std::uint64_t a, std::uint64_t b) {
+    BlockSum sum;
+    sum.add(Checksum(a));
+    sum.add(Checksum(b));
+    return sum.value();
+  };
+  const std::uint64_t flag = std::uint64_t{1} << 63;
+  for (std::uint64_t delta = 1; delta != 0 && delta < flag; delta <<= 1) {
+    EXPECT_NE(sum_of(flag | 77, flag | 99), sum_of((flag | 77) ^ delta, (flag | 99) ^ delta)) << delta;
+  }
+  EXPECT_NE(sum_of(1, 2), sum_of(2, 1));
+}
+
+TEST(PageOffer, BlocksAreBounded) {
+  EXPECT_EQ(block_pages_for(0), 256u);
+  EXPECT_EQ(block_pages_for(256 * 65536), 256u);
+  EXPECT_EQ(block_pages_for(256 * 65536 + 1), 512u);
+  EXPECT_EQ(block_pages_for(0xffffffffu), 65536u);
+  EXPECT_EQ(PageOffer::block_count(0xffffffffu, 65536), 65536u);
+  EXPECT_FALSE(valid_block_pages(128));
+  EXPECT_FALSE(valid_block_pages(300));
 }
 
 TEST_F(SnapshotTest, BusyPagesAreAskedForAgain) {
