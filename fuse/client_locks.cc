@@ -8,9 +8,10 @@
 
 namespace sluice::fuse {
 
-void ClientLocks::set_mount(std::string mountpoint, dev_t device) {
+void ClientLocks::set_mount(std::string mountpoint, dev_t device, IoPath path) {
   mountpoint_ = std::move(mountpoint);
   device_ = device;
+  path_ = path;
 }
 
 Result<UniqueFd> ClientLocks::open(const std::string& path, int flags, unsigned mode) {

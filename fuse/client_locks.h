@@ -6,6 +6,7 @@
 #include "fuse/files/backing_tree.h"
 #include "fuse/inode_table.h"
 #include "fuse/invalidator.h"
+#include "fuse/io_path.h"
 #include "fuse/own_threads.h"
 #include "storage/mount_access.h"
 
@@ -17,8 +18,8 @@ class ClientLocks : public storage::MountAccess {
   ClientLocks(const BackingTree& tree, InodeTable& nodes, Invalidator& invalidator, OwnThreads& own_threads)
       : tree_(tree), nodes_(nodes), invalidator_(invalidator), own_threads_(own_threads) {}
 
-  /// Where the mount is, once it serves.
-  void set_mount(std::string mountpoint, dev_t device);
+  /// Where the mount is and which path (native or plain) it took, once it serves.
+  void set_mount(std::string mountpoint, dev_t device, IoPath path);
 
   Result<UniqueFd> open(const std::string& path, int flags, unsigned mode) override;
   Result<UniqueFd> open_backing(const std::string& path, int flags, unsigned mode) override;
@@ -26,6 +27,7 @@ class ClientLocks : public storage::MountAccess {
   void invalidate(const std::string& path, std::uint64_t offset, std::uint64_t length) override;
   void invalidate_entry(const std::string& path) override;
   std::string backing_path(const std::string& path) const override;
+  bool passthrough() const override { return path_ == IoPath::native; }
 
  private:
   const BackingTree& tree_;
@@ -34,6 +36,7 @@ class ClientLocks : public storage::MountAccess {
   OwnThreads& own_threads_;
   std::string mountpoint_;
   dev_t device_ = 0;
+  IoPath path_ = IoPath::native;
 };
 
 }  // namespace sluice::fuse

@@ -39,11 +39,13 @@ class MountImpl final : public Mount {
   Result<void> stop(int wait_ms) override EXCLUDES(stop_mutex_);
   Result<UniqueFd> open_abort_file() const override { return fuse::open_abort_file(device_); }
   void on_session_end(std::function<void()> callback) override;
+  IoPath io_path() const override { return io_; }
   void invalidate_virtual(const std::string& path) override;
   std::map<std::string, std::uint64_t> request_counts() const override { return session_->request_counts(); }
 
  private:
   Result<void> probe_passthrough(int device_fd);
+  Result<IoPath> choose_path(IoPath wanted, int device_fd);
   Result<void> unmount_patiently(int wait_ms) REQUIRES(stop_mutex_);
   void end_session() REQUIRES(stop_mutex_);
 
@@ -57,6 +59,7 @@ class MountImpl final : public Mount {
   std::unique_ptr<Session> session_;
   std::string mountpoint_;
   dev_t device_ = 0;
+  IoPath io_ = IoPath::native;
   std::atomic<bool> stopping_{false};
   Mutex stop_mutex_;
   CondVar never_;  // nobody notifies it: waits that end by their deadline
@@ -64,11 +67,24 @@ class MountImpl final : public Mount {
 };
 
 Result<void> MountImpl::probe_passthrough(int device_fd) {
+  if (!session_->passthrough_offered())
+    return make_error(Errc::unsupported,
+                      "this kernel offers no FUSE passthrough (Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH); use --io "
+                      "plain or auto");
   UniqueFd file(::openat(tree_.fd(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   if (!file) return errno_error("create a temporary file in " + tree_.directory(), errno);
   TRY_ASSIGN(const int id, open_backing_id(device_fd, file.get()));
   close_backing_id(device_fd, id);
   return boost::system::in_place_value;
+}
+
+Result<IoPath> MountImpl::choose_path(IoPath wanted, int device_fd) {
+  if (wanted == IoPath::plain) return IoPath::plain;
+  auto probed = probe_passthrough(device_fd);
+  if (probed) return IoPath::native;
+  if (wanted == IoPath::native || probed.error().code != Errc::unsupported) return std::move(probed).error();
+  LOG_INFO("-wal and -shm are served on the plain path, which is slower: {}", probed.error().message);
+  return IoPath::plain;
 }
 
 Result<void> MountImpl::serve(const MountOptions& options, std::string mountpoint) {
@@ -81,12 +97,15 @@ Result<void> MountImpl::serve(const MountOptions& options, std::string mountpoin
   }
   TRY_ASSIGN(device_, device_of(mountpoint_));
   auto session = Session::create(std::move(device), operations_, std::max(options.threads, 2u),
-                                 required_stack_depth(tree_.fd()));
+                                 options.io == IoPath::plain ? 0 : required_stack_depth(tree_.fd()));
   if (!session) return std::move(session).error();
   session_ = std::move(*session);
   TRY(session_->start(kInitDeadline_ms));
-  TRY(probe_passthrough(device_fd));
-  access_.set_mount(mountpoint_, device_);
+  auto path = choose_path(options.io, device_fd);
+  io_ = path ? *path : IoPath::plain;
+  operations_.set_io_path(io_);  // also on an error: who waits for it goes on, and meets the end of the connection
+  if (!path) return std::move(path).error();
+  access_.set_mount(mountpoint_, device_, io_);
   invalidator_.start(session_->handle());
   return boost::system::in_place_value;
 }
@@ -158,8 +177,6 @@ Result<void> Mount::clear_mount_point(const std::string& mountpoint) { return de
 
 Result<std::unique_ptr<Mount>> Mount::start(const MountOptions& options, Observer& observer,
                                             VirtualFiles& virtual_files, ThreadPool& pool) {
-  if (options.io == IoPath::plain)
-    return make_error(Errc::unsupported, "the plain I/O path comes with a later version; use --io native");
   TRY_ASSIGN(BackingTree tree, BackingTree::open(options.backing_dir));
   TRY_ASSIGN(std::string mountpoint, check_mount_point(options.mountpoint, tree.directory()));
   struct stat root {};

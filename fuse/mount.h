@@ -11,12 +11,12 @@
 #include "base/errors.h"
 #include "base/fd.h"
 #include "base/thread_pool.h"
+#include "fuse/io_path.h"
 #include "fuse/observer.h"
 #include "storage/mount_access.h"
 
 namespace sluice::fuse {
 
-enum class IoPath { native, plain, automatic };
 
 struct MountOptions {
   std::string mountpoint;  ///< existing, empty directory
@@ -29,8 +29,8 @@ struct MountOptions {
 /// Thread-safe.
 class Mount {
  public:
-  /// Mounts and starts serving. Errc::unsupported: no /dev/fuse, no CAP_SYS_ADMIN, no passthrough (message says which and
-  /// what to do); Errc::invalid_argument: mount point missing, not empty, inside the data directory, already a mount.
+  /// Mounts and starts serving. Errc::unsupported: no /dev/fuse, no CAP_SYS_ADMIN, no passthrough for IoPath::native (the
+  /// message says which and what to do); Errc::invalid_argument: mount point missing, not empty, inside the data directory, already a mount.
   /// `observer` and `virtual_files` must outlive the Mount. `pool` runs parked operations.
   static Result<std::unique_ptr<Mount>> start(const MountOptions& options, Observer& observer,
                                               VirtualFiles& virtual_files, ThreadPool& pool);
@@ -41,6 +41,8 @@ class Mount {
   static Result<void> clear_mount_point(const std::string& mountpoint);
 
   virtual storage::MountAccess& access() = 0;
+  /// native or plain.
+  virtual IoPath io_path() const = 0;
 
   /// Unmounts. While clients have files open the mount point is busy: waits up to `wait_ms` (logging who), then detaches it
   /// (MNT_DETACH) and answers what still comes with ENODEV after stopping. Idempotent.

@@ -21,6 +21,7 @@
 #include <string_view>
 
 #include "base/log.h"
+#include "fuse/fusermount.h"
 
 namespace sluice::fuse {
 namespace {
@@ -123,8 +124,8 @@ Result<void> detach_if_dead(const std::string& path) {
   if (::statfs(path.c_str(), &answer) == 0 || (errno != ENOTCONN && errno != ECONNABORTED)) return boost::system::in_place_value;
   if (mounted_at(path).type != kType) return bad_mount_point(path, fmt::format("a dead mount is there; remove it with: umount -l {}", path));
   LOG_INFO("detaching the mount that a dead node left at {}", path);
-  if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) != 0) return errno_error("umount " + path, errno);
-  return boost::system::in_place_value;
+  if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) == 0) return boost::system::in_place_value;
+  return errno == EPERM ? fuserunmount(path, true) : Result<void>(errno_error("umount " + path, errno));
 }
 
 Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir) {
@@ -150,6 +151,7 @@ Result<UniqueFd> mount_fuse(const std::string& path, bool allow_other) {
   UniqueFd device(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
   if (!device) {
     const int err = errno;
+    if (err == EACCES && ::geteuid() != 0) return fusermount(path, allow_other);
     if (err == ENOENT || err == ENODEV || err == ENXIO)
       return Error{Errc::unsupported, "no /dev/fuse: load the fuse module, or give the container --device /dev/fuse",
                    err};
@@ -160,9 +162,12 @@ Result<UniqueFd> mount_fuse(const std::string& path, bool allow_other) {
                   ::getegid(), allow_other ? ",allow_other" : "");
   if (::mount("sluice", path.c_str(), kType, MS_NOSUID | MS_NODEV | MS_NOATIME, options.c_str()) != 0) {
     const int err = errno;
+    if (err == EPERM && ::geteuid() != 0) {
+      device.reset();
+      return fusermount(path, allow_other);
+    }
     if (err == EPERM)
-      return Error{Errc::unsupported, "mounting needs CAP_SYS_ADMIN: run as root, or give the container the capability",
-                   err};
+      return Error{Errc::unsupported, "mounting needs CAP_SYS_ADMIN: give the container the capability", err};
     return errno_error("mount " + path, err);
   }
   return device;
@@ -181,6 +186,7 @@ Result<void> unmount(const std::string& path, dev_t device, bool detach) {
   if (::umount2(path.c_str(), UMOUNT_NOFOLLOW | (detach ? MNT_DETACH : 0)) == 0) return boost::system::in_place_value;
   if (errno == EBUSY) return Error{Errc::busy, "mount point " + path + " is in use", EBUSY};
   if (errno == EINVAL) return boost::system::in_place_value;  // no longer a mount point
+  if (errno == EPERM) return fuserunmount(path, detach);
   return errno_error("umount " + path, errno);
 }
 

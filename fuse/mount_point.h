@@ -18,8 +18,8 @@ Result<std::string> check_mount_point(const std::string& path, const std::string
 /// open. Errc::invalid_argument: a dead mount of somebody else.
 Result<void> detach_if_dead(const std::string& path);
 
-/// Opens /dev/fuse and mounts it at `path`; the returned descriptor is the connection. Errc::unsupported: no /dev/fuse, no
-/// CAP_SYS_ADMIN.
+/// Opens /dev/fuse and mounts it at `path`; the returned descriptor is the connection. Users without CAP_SYS_ADMIN have
+/// fusermount3 do it (fusermount.h). Errc::unsupported: no /dev/fuse, no rights, no fusermount3.
 Result<UniqueFd> mount_fuse(const std::string& path, bool allow_other);
 
 /// Device number of our mount at `path` (absolute). Asks the kernel, not the mount.

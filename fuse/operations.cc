@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <unistd.h>
 
 #include "fuse/files/kind.h"
 #include "fuse/lowlevel.h"
@@ -133,8 +134,11 @@ int Operations::take_ownership(const Creation& creation, const std::string& path
     return err;
   // In a set-group-id directory the file system has chosen the group.
   const gid_t gid = (parent.st_mode & S_ISGID) != 0 ? st.st_gid : creation.gid;
-  if (st.st_uid != creation.uid || st.st_gid != gid)
-    if (const int err = p_.tree.chown(path, creation.uid, gid); err != 0) return err;
+  if (st.st_uid != creation.uid || st.st_gid != gid) {
+    // A node without the right to give files away keeps what others create (allow_other).
+    const int err = p_.tree.chown(path, creation.uid, gid);
+    if (err != 0 && (err != EPERM || ::geteuid() == 0)) return err;
+  }
   if (!S_ISLNK(st.st_mode)) {
     // Our own umask, and chown, may have taken bits away; the kernel has applied the caller's umask already.
     const mode_t wanted = (creation.mode & 07777) | (S_ISDIR(st.st_mode) ? st.st_mode & S_ISGID : 0);

@@ -4,6 +4,7 @@
 // is called, a file is read, written or synced, or a request is answered.
 #pragma once
 
+#include <atomic>
 #include <shared_mutex>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include "fuse/files/virtual_file.h"
 #include "fuse/inode_table.h"
 #include "fuse/invalidator.h"
+#include "fuse/io_path.h"
 #include "fuse/observer.h"
 #include "fuse/own_threads.h"
 #include "fuse/request.h"
@@ -43,6 +45,12 @@ class Operations {
 
   /// Before the first request: the connection that backing files are registered with.
   void set_device(int device_fd) { device_fd_ = device_fd; }
+  /// Which way -wal and -shm go, native or plain. Until it is told, requests to open one of them wait: the path can be
+  /// probed only when the session runs, and all opens of a file must agree.
+  void set_io_path(IoPath path) {
+    io_path_.store(path);
+    io_path_.notify_all();
+  }
   /// Waits until no parked operation is left. New ones must not come any more.
   void drain() EXCLUDES(parked_mutex_);
 
@@ -117,6 +125,7 @@ class Operations {
 
   const Parts p_;
   int device_fd_ = -1;
+  std::atomic<IoPath> io_path_{IoPath::automatic};  ///< automatic: not known yet
   // Shared while a path is used in a system call, exclusive while a directory moves: a path that was built stays right.
   std::shared_mutex tree_mutex_;
   Mutex parked_mutex_;

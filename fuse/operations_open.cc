@@ -48,7 +48,8 @@ int Operations::open_backing(const NodeView& node, bool write, std::shared_ptr<c
 /// Makes `file` the node's shared descriptor. The caller holds the node's open_mutex and found it not open.
 int Operations::register_open(NodeId id, FileKind kind, std::shared_ptr<const BackingFile> file, OpenState& state) {
   state = OpenState{std::move(file), 0};
-  if (is_passthrough(kind)) {
+  if (is_side_file(kind)) io_path_.wait(IoPath::automatic);
+  if (is_side_file(kind) && io_path_.load() == IoPath::native) {
     const auto backing_id = open_backing_id(device_fd_, state.file->fd.get());
     if (!backing_id) {
       LOG_ERROR("{}", backing_id.error().to_string());

@@ -31,7 +31,8 @@ bool InitPatch::on_reply(const iovec* parts, int count) {
   const auto* header = static_cast<const protocol::OutHeader*>(parts[0].iov_base);
   if (header->unique != unique) return false;
   init_unique_.store(0, std::memory_order_release);
-  if (header->error == 0 && count >= 2 && parts[1].iov_len >= sizeof(protocol::InitOut) && offered()) {
+  if (header->error == 0 && count >= 2 && parts[1].iov_len >= sizeof(protocol::InitOut) && offered() &&
+      stack_depth_ != 0) {
     auto* init = static_cast<protocol::InitOut*>(parts[1].iov_base);
     init->flags |= protocol::kInitExt;
     init->flags2 |= protocol::kInitPassthrough2;

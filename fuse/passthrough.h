@@ -16,7 +16,8 @@ namespace sluice::fuse {
 /// the first INIT counts.
 class InitPatch {
  public:
-  /// `stack_depth`: 1, or 2 when the backing directory is itself on a stacked file system (overlayfs).
+  /// `stack_depth`: 1, or 2 when the backing directory is itself on a stacked file system (overlayfs); 0: the plain path,
+  /// passthrough is not asked for.
   explicit InitPatch(unsigned stack_depth) : stack_depth_(stack_depth) {}
 
   /// A message as the kernel sent it. Cheap for everything but INIT.

@@ -72,10 +72,6 @@ Result<void> Session::start(int deadline_ms) {
     if (!changed_.wait_until(mutex_, deadline)) break;
   if (!initialised_)
     return make_error(Errc::deadline, "the kernel did not start the FUSE session; see the kernel log");
-  if (!init_.offered())
-    return make_error(Errc::unsupported,
-                      "this kernel offers no FUSE passthrough (Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH is "
-                      "needed; the plain I/O path comes with a later version)");
   return boost::system::in_place_value;
 }
 

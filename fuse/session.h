@@ -32,9 +32,10 @@ class Session {
   /// The workers must have ended (wait_ended).
   ~Session();
 
-  /// Starts the workers and waits for the kernel's INIT. Errc::deadline if it does not come, Errc::unsupported if the
-  /// kernel has no passthrough.
+  /// Starts the workers and waits for the kernel's INIT. Errc::deadline if it does not come.
   Result<void> start(int deadline_ms);
+  /// After start(): did the kernel offer passthrough?
+  bool passthrough_offered() const { return init_.offered(); }
   fuse_session* handle() { return session_; }
 
   /// True once every worker has ended: the file system was unmounted or the connection aborted.

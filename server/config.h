@@ -15,7 +15,7 @@
 namespace sluice::server {
 
 enum class ReplicaWrites { reject, wait };
-enum class IoChoice { native, automatic };
+enum class IoChoice { native, plain, automatic };
 
 /// One program to run once the node is ready.
 struct ExecCommand {

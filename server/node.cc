@@ -17,6 +17,7 @@
 #include "server/api.h"
 #include "server/connection_watch.h"
 #include "server/database_files.h"
+#include "server/index_process.h"
 #include "server/role_change.h"
 #include "server/virtual_files.h"
 #include "storage/replica.h"
@@ -41,6 +42,15 @@ storage::RetentionPolicy retention(const Config& config) {
   policy.max_bytes =
       config.retention_bytes > 0 ? config.retention_bytes : std::numeric_limits<std::uint64_t>::max();
   return policy;
+}
+
+fuse::IoPath io_path(IoChoice choice) {
+  switch (choice) {
+    case IoChoice::native: return fuse::IoPath::native;
+    case IoChoice::plain: return fuse::IoPath::plain;
+    case IoChoice::automatic: break;
+  }
+  return fuse::IoPath::automatic;
 }
 
 std::map<std::string, std::uint64_t> capture_numbers(const fuse::CaptureCounters& c) {
@@ -230,7 +240,7 @@ Result<void> NodeImpl::mount(fuse::Observer& observer) {
   options.mountpoint = config_.mountpoint;
   options.backing_dir = store_->fs_dir();
   options.allow_other = config_.allow_other;
-  options.io = config_.io == IoChoice::native ? fuse::IoPath::native : fuse::IoPath::automatic;
+  options.io = io_path(config_.io);
   TRY_ASSIGN(mount_, fuse::Mount::start(options, observer, *files_, pool_));
   auto abort_file = mount_->open_abort_file();
   const Result<void> watched =
@@ -281,6 +291,7 @@ Result<void> NodeImpl::start_replica() {
   TRY(mount(*guard_));
   storage::ReplicaOptions replica_options;
   replica_options.hold_write_locks = config_.replica_writes == ReplicaWrites::wait;
+  replica_options.start_index_helper = start_index_process;
   TRY_ASSIGN(replica_, storage::Replica::open(*store_, mount_->access(), pool_, replica_options));
   live_replica_ = replica_.get();
   guard_->start_serving();
@@ -363,6 +374,7 @@ NodeStatus NodeImpl::status() const {
   if (role_ == Role::replica) s.primary_hostname = primary_host();
   if (capture_) s.capture = capture_numbers(capture_->counters());
   if (mount_) s.fuse_requests = mount_->request_counts();
+  if (mount_) s.io = mount_->io_path() == fuse::IoPath::native ? "native" : "plain";
   return s;
 }
 

@@ -118,6 +118,7 @@ std::string status_json(const NodeStatus& s) {
                    {"uptime_ms", s.uptime_ms},
                    {"mount", clean_utf8(s.mountpoint)},
                    {"data_dir", clean_utf8(s.data_dir)},
+                   {"io", s.io},
                    {"ready", s.ready()},
                    {"databases", std::move(databases)}};
   if (!s.advertise_url.empty()) out["advertise_url"] = s.advertise_url;

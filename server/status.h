@@ -41,6 +41,7 @@ struct NodeStatus {
   std::int64_t uptime_ms = 0;
   std::string mountpoint;
   std::string data_dir;
+  std::string io;  ///< "native", "plain"; fuse/io_path.h
   std::vector<DatabaseStatus> databases;                    ///< sorted by name
   std::vector<replication::ReplicaStatus> replicas;         ///< primary
   std::optional<replication::SubscriberStatus> subscriber;  ///< replica

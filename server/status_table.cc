@@ -70,9 +70,9 @@ std::string primary_line(const json::object& primary) {
 }
 
 std::string render(const json::object& status) {
-  std::string out = fmt::format("role      {}\nnode      {} ({})\nmount     {}\nversion   {}, up {} s\n",
+  std::string out = fmt::format("role      {}\nnode      {} ({})\nmount     {} ({} I/O)\nversion   {}, up {} s\n",
                                 text(status, "role"), text(status, "hostname"), text(status, "node_id"),
-                                text(status, "mount"), text(status, "version"),
+                                text(status, "mount"), text(status, "io"), text(status, "version"),
                                 status.at("uptime_ms").to_number<std::int64_t>() / 1000);
   if (const json::value* primary = status.if_contains("primary")) out += primary_line(primary->as_object());
   Table databases({"DATABASE", "TXID", "CHECKSUM", "SIZE", "PAGE", "JOURNAL", "LOG"});

@@ -29,6 +29,10 @@ class MountAccess {
   virtual void invalidate_entry(const std::string& path) = 0;
   /// Absolute path of `path` in the backing tree.
   virtual std::string backing_path(const std::string& path) const = 0;
+  /// -wal and -shm are passthrough: what clients have mapped is the page cache of the backing files. False: it is the page
+  /// cache of the mount, and only what is read and written through the mount agrees with it (descriptors from open(); a
+  /// mapping never, a process cannot be killed while it maps a mount that it serves itself).
+  virtual bool passthrough() const = 0;
 };
 
 /// Open-file-description lock (F_OFD_SETLK / F_OFD_SETLKW polled until `deadline_ms`); conflicts with SQLite's POSIX

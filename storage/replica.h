@@ -15,12 +15,21 @@
 
 namespace sluice::storage {
 
+/// The process that maps wal-indexes (storage/apply/index_helper.h): our end of a SOCK_SEQPACKET pair whose other end it has,
+/// and its id.
+struct HelperProcess {
+  UniqueFd socket;
+  int pid = -1;
+};
+
 struct ReplicaOptions {
   std::uint32_t checkpoint_frames = 1000;    ///< backfill when the WAL has this many frames that are not
   std::uint32_t max_wal_frames = 100'000;    ///< over this, warn with the pid of the reader that pins the WAL
   int idle_checkpoint_ms = 1000;             ///< backfill this long after the last change
   int exclusive_wait_ms = 5000;              ///< replace (page size change, snapshot with other page size): wait for readers
   bool hold_write_locks = false;             ///< replica-writes: wait — clients may open read-write and get BUSY
+  /// Starts a process that runs serve_index_helper() and has no /dev/fuse open. Needed where -shm is not passthrough.
+  std::function<Result<HelperProcess>()> start_index_helper;
 };
 
 /// What a change set says of itself before its bytes arrive.

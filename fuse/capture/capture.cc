@@ -188,7 +188,11 @@ Result<void> CaptureImpl::capture_now(const std::string& name) {
 
 bool CaptureImpl::can_run_inline(const Op& op) {
   if (op.kind == OpKind::rename || op.file == FileKind::super_journal) return false;
-  if (op.kind == OpKind::open || op.kind == OpKind::create) return true;
+  if (op.kind == OpKind::open || op.kind == OpKind::create) {
+    if (op.own) return true;  // a pool thread may be waiting for it
+    const DatabasePtr known = find(op.database);
+    return known == nullptr || !known->reads_mount();
+  }
   const DatabasePtr database = database_of(op);
   return database == nullptr || database->can_run_inline(op);
 }
@@ -271,7 +275,7 @@ bool CaptureImpl::being_written(const std::string& name) {
 void CaptureImpl::opened(const Op& op) {
   if (op.file == FileKind::plain || op.file == FileKind::database) count_writer(op, 1);
   const DatabasePtr database = database_of(op);
-  if (database == nullptr) return;
+  if (database == nullptr || (op.own && database->reads_mount())) return;
   database->opened(op);
   if (!op.own && (op.file == FileKind::wal || op.file == FileKind::shm)) wake(database);
 }
@@ -281,13 +285,18 @@ void CaptureImpl::released(const Op& op) {
   const DatabasePtr database = database_of(op);
   if (database == nullptr) return;
   database->released(op);
-  if (op.file == FileKind::database) {
-    if (op.write_only && database->unjournaled_pending()) tailer_.schedule(database, Timer::unjournaled, Duration::zero());
-    if (op.write_access && !op.own && database->journal_open())
-      tailer_.schedule(database, Timer::abandoned_journal, kAbandonedDelay);
-  } else if (!op.own) {
-    wake(database);
+  if (op.file != FileKind::database) {
+    if (!op.own) wake(database);
+    return;
   }
+  const bool may_be_abandoned = op.write_access && !op.own;
+  if (!op.write_only && !may_be_abandoned) return;
+  const auto look = [this, database, write_only = op.write_only, may_be_abandoned] {
+    if (write_only && database->unjournaled_pending()) tailer_.schedule(database, Timer::unjournaled, Duration::zero());
+    if (may_be_abandoned && database->journal_open())
+      tailer_.schedule(database, Timer::abandoned_journal, kAbandonedDelay);
+  };
+  if (!database->reads_mount() || !context_.pool.post(look)) look();
 }
 
 // A process died in the middle of a rollback transaction. SQLite rolls it back when somebody opens the database; until then no

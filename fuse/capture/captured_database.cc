@@ -84,8 +84,18 @@ void CapturedDatabase::note_outcome(const Result<void>& outcome) {
   if (!said.empty()) LOG_WARN("{}: {}", name(), said);
 }
 
+// Plain path: appends to the WAL say nothing about what is committed, and the wal-index's pages come when the kernel likes. The
+// thread that reads the index through the mount may be waiting for just this request: no lock.
+bool CapturedDatabase::is_free(const Op& op) {
+  if (op.file == FileKind::wal) return op.kind == OpKind::write;
+  return op.file == FileKind::shm && (op.kind == OpKind::write || op.kind == OpKind::truncate);
+}
+
 bool CapturedDatabase::can_run_inline(const Op& op) {
-  if (op.kind == OpKind::rename || op.kind == OpKind::open || op.kind == OpKind::create) return op.kind != OpKind::rename;
+  if (op.kind == OpKind::rename) return false;
+  if (is_free(op)) return true;
+  if (wal_.reads_mount()) return false;
+  if (op.kind == OpKind::open || op.kind == OpKind::create) return true;
   if (op.file == FileKind::database && op.kind == OpKind::unlink) return false;
   if (!database_->commit_mutex().try_lock()) return false;
   const bool needs_view = wal_.needs_shm_view();
@@ -95,6 +105,7 @@ bool CapturedDatabase::can_run_inline(const Op& op) {
 
 int CapturedDatabase::run(const Op& op, FunctionRef<int()> perform) {
   if (op.kind == OpKind::open || op.kind == OpKind::create) return 0;
+  if (is_free(op)) return perform();
   int rc = 0;
   // Only on the pool can this find anything to do: can_run_inline() sent the operation there for it.
   if (op.kind == OpKind::write || op.kind == OpKind::truncate || op.kind == OpKind::unlink) ensure_shm_view();
@@ -142,6 +153,7 @@ void CapturedDatabase::ensure_shm_view() {
     }
     return;
   }
+  if (!access->passthrough()) *backing = nullptr;
   auto view = std::make_shared<const ShmView>(*backing, std::move(*probe));
   MutexLock lock(database_->commit_mutex());
   // Unlinked or replaced meanwhile: the probe is on an old inode, whose locks say nothing.

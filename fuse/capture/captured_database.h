@@ -45,6 +45,8 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   /// A rollback transaction is open and nobody holds its RESERVED lock: its process died. Pool threads only.
   bool abandoned_journal();
   bool journal_open();
+  /// See WalCapture::reads_mount().
+  bool reads_mount() const { return wal_.reads_mount(); }
 
   /// See Observer::can_run_inline.
   bool can_run_inline(const Op& op);
@@ -79,6 +81,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   void schedule_capture();
 
  private:
+  static bool is_free(const Op& op);
   int run_database(const Op& op, FunctionRef<int()> perform);
   int run_journal(const Op& op, FunctionRef<int()> perform);
   int run_wal(const Op& op, FunctionRef<int()> perform);

@@ -34,6 +34,7 @@ void WalCapture::set_wal(std::shared_ptr<File> wal) {
 void WalCapture::set_shm(std::shared_ptr<const ShmView> shm) {
   MutexLock lock(files_mutex_);
   shm_ = std::move(shm);
+  reads_mount_.store(shm_ != nullptr && shm_->through_mount(), std::memory_order_relaxed);
 }
 
 void WalCapture::set_shm_present(bool present) {

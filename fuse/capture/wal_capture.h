@@ -2,6 +2,7 @@
 // docs/ARCHITECTURE.md, "Capture from a WAL".
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -41,6 +42,9 @@ class WalCapture {
   bool needs_shm_view() const { return wal_ != nullptr && shm_present_ && shm_ == nullptr; }
   const std::shared_ptr<File>& wal_file() const { return wal_; }
   const std::shared_ptr<const ShmView>& shm_view() const { return shm_; }
+  /// What is done under the commit lock may take requests through our own mount (plain path), so no FUSE worker may wait for
+  /// that lock. Thread-safe without it.
+  bool reads_mount() const { return reads_mount_.load(std::memory_order_relaxed); }
 
   /// Starts at the position the last change set recorded (at start-up), to be checked by the next capture.
   void resume(const sqlite::WalPosition& position);
@@ -118,6 +122,7 @@ class WalCapture {
   std::shared_ptr<File> wal_;
   std::shared_ptr<const ShmView> shm_;
   bool shm_present_ = false;
+  std::atomic<bool> reads_mount_{false};
 
   sqlite::WalHeader header_;       ///< of the generation of position_
   sqlite::WalPosition position_;   ///< captured up to here

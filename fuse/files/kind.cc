@@ -72,7 +72,7 @@ bool is_observed(FileKind kind) {
   return false;
 }
 
-bool is_passthrough(FileKind kind) { return kind == FileKind::wal || kind == FileKind::shm; }
+bool is_side_file(FileKind kind) { return kind == FileKind::wal || kind == FileKind::shm; }
 
 std::string_view kind_name(FileKind kind) {
   switch (kind) {

@@ -29,8 +29,8 @@ inline constexpr std::size_t kMagicSize = 16;
 std::string_view database_of(FileKind kind, std::string_view path);
 /// Kinds whose writes, truncations and removals go through the observer.
 bool is_observed(FileKind kind);
-/// Kinds that are read and written without us (DESIGN §2).
-bool is_passthrough(FileKind kind);
+/// -wal and -shm: on the native path these are read and written without us (DESIGN §2).
+bool is_side_file(FileKind kind);
 std::string_view kind_name(FileKind kind);
 
 }  // namespace sluice::fuse

@@ -4,6 +4,7 @@
 #include "server/cli/commands.h"
 #include "server/connection_watch.h"
 #include "server/database_files.h"
+#include "server/index_process.h"
 
 namespace sluice::server {
 
@@ -30,6 +31,9 @@ void add_internal_commands(CLI::App& app, Command& selected) {
       return opened.has_error() ? kExitFailure : kExitOk;
     };
   });
+  app.add_subcommand("internal-wal-index", "Store into the wal-indexes of a mount for the node that serves it")
+      ->group("")
+      ->callback([&selected] { selected = [] { return run_index_process(); }; });
   auto* watch = app.add_subcommand("internal-watch", "Abort the mount of PROCESS if it is killed and does not end")->group("");
   auto process = std::make_shared<int>(0);
   watch->add_option("PROCESS", *process)->required();

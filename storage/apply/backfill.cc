@@ -20,19 +20,21 @@ ShmLock read_lock(std::uint32_t mark) {
 
 class Run {
  public:
-  Run(LiveFiles& files, const WalIndexMap& index, const WalWriter::View& view, BackfillBuffers& buffers)
+  Run(LiveFiles& files, LiveIndex& index, const WalWriter::View& view, BackfillBuffers& buffers)
       : files_(files), index_(index), view_(view), buffers_(buffers) {}
 
   /// How far every reader lets us go; moves marks that nobody uses out of the way.
-  std::uint32_t safe_frame() {
-    std::byte* const header = index_.header();
+  Result<std::uint32_t> safe_frame() {
     std::uint32_t safe = view_.header.mx_frame;
+    TRY_ASSIGN(const sqlite::CheckpointInfo info, index_.checkpoint_info());
     for (std::uint32_t mark = 1; mark < 5; ++mark) {
-      const std::uint32_t frame = sqlite::load_read_mark(header, mark);
+      const std::uint32_t frame = info.read_marks[mark];
       if (safe <= frame) continue;
       if (files_.try_lock(read_lock(mark), 1)) {
-        sqlite::store_read_mark(header, mark, mark == 1 ? safe : sqlite::kReadMarkNotUsed);
+        const IndexStore moved{static_cast<IndexWord>(mark), mark == 1 ? safe : sqlite::kReadMarkNotUsed};
+        const Result<void> stored = index_.store({&moved, 1});
         files_.unlock(read_lock(mark), 1);
+        TRY(stored);
       } else {
         safe = frame;
       }
@@ -50,8 +52,8 @@ class Run {
     TRY(write_pages());
     // Only if nothing was published since: a later commit may be larger again.
     sqlite::WalIndexHeader now;
-    const bool newest = safe == view_.header.mx_frame &&
-                        sqlite::read_header(index_.header(), now) == sqlite::HeaderState::valid &&
+    TRY_ASSIGN(const sqlite::HeaderState state, index_.read_header(now));
+    const bool newest = safe == view_.header.mx_frame && state == sqlite::HeaderState::valid &&
                         now.change == view_.header.change && now.mx_frame == safe;
     if (newest && size > view_.header.page_count * page_size) {
       TRY(files_.resize_database(view_.header.page_count * page_size));
@@ -119,38 +121,48 @@ class Run {
   }
 
   LiveFiles& files_;
-  const WalIndexMap& index_;
+  LiveIndex& index_;
   const WalWriter::View& view_;
   BackfillBuffers& buffers_;
 };
 
+Result<void> store(LiveIndex& index, IndexWord word, std::uint32_t value) {
+  const IndexStore one{word, value};
+  return index.store({&one, 1});
+}
+
+/// CKPT is held.
+Result<void> run_locked(LiveFiles& files, LiveIndex& index, const WalWriter::View& view, BackfillBuffers& buffers,
+                        BackfillResult& result) {
+  Run run(files, index, view, buffers);
+  TRY_ASSIGN(const std::uint32_t safe, run.safe_frame());
+  if (result.backfilled >= safe || !files.try_lock(ShmLock::read0, 1)) return {};
+  Result<void> status = store(index, IndexWord::backfill_attempted, safe);
+  if (!status.has_error()) status = run.copy(result.backfilled, safe);
+  // Readers that come from here on take the pages from the file: it, and the page cache, are complete.
+  if (!status.has_error()) status = store(index, IndexWord::backfilled, safe);
+  files.unlock(ShmLock::read0, 1);
+  TRY(status);
+  result.backfilled = safe;
+  result.complete = safe == view.header.mx_frame;
+  return {};
+}
+
 }  // namespace
 
-Result<BackfillResult> backfill(LiveFiles& files, const WalIndexMap& index, const WalWriter& writer,
+Result<BackfillResult> backfill(LiveFiles& files, LiveIndex& index, const WalWriter& writer,
                                 BackfillBuffers& buffers, const std::function<Result<void>()>& sync_log) {
   // The view before the sync: what it shows is durable afterwards.
   const WalWriter::View view = writer.view();
   BackfillResult result;
   result.mx_frame = view.header.mx_frame;
-  result.backfilled = sqlite::load_backfilled(index.header());
+  TRY_ASSIGN(const sqlite::CheckpointInfo before, index.checkpoint_info());
+  result.backfilled = before.backfilled;
   result.complete = result.backfilled >= result.mx_frame;
   if (result.complete) return result;
   TRY(sync_log());
   if (!writer.holds_write_locks() && !files.try_lock(ShmLock::checkpoint, 1)) return result;
-  Run run(files, index, view, buffers);
-  Result<void> status;
-  const std::uint32_t safe = run.safe_frame();
-  if (result.backfilled < safe && files.try_lock(ShmLock::read0, 1)) {
-    sqlite::store_backfill_attempted(index.header(), safe);
-    status = run.copy(result.backfilled, safe);
-    if (!status.has_error()) {
-      // Readers that come from here on take the pages from the file: it, and the page cache, are complete.
-      sqlite::store_backfilled(index.header(), safe);
-      result.backfilled = safe;
-      result.complete = safe == view.header.mx_frame;
-    }
-    files.unlock(ShmLock::read0, 1);
-  }
+  const Result<void> status = run_locked(files, index, view, buffers, result);
   if (!writer.holds_write_locks()) files.unlock(ShmLock::checkpoint, 1);
   if (buffers.run.size() > (std::size_t{256} << 10)) Bytes().swap(buffers.run);
   if (buffers.pages.capacity() > 65536) std::vector<std::pair<std::uint32_t, std::uint32_t>>().swap(buffers.pages);

@@ -25,7 +25,7 @@ struct BackfillBuffers {
 /// One run at a time per database; beside the thread that applies, but not beside try_restart() or a replacement.
 /// `sync_log` makes durable what is published: decision 0001, nothing reaches the database file before the log that
 /// holds it is on disk. FUSE requests: no commit lock. A reader in the way is no error.
-Result<BackfillResult> backfill(LiveFiles& files, const WalIndexMap& index, const WalWriter& writer,
+Result<BackfillResult> backfill(LiveFiles& files, LiveIndex& index, const WalWriter& writer,
                                 BackfillBuffers& buffers, const std::function<Result<void>()>& sync_log);
 
 }  // namespace sluice::storage::apply

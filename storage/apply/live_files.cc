@@ -59,16 +59,20 @@ Result<UniqueFd> LiveFiles::open_beside(const std::string& path, UniqueFd* throu
 }
 
 Result<void> LiveFiles::open_wal(std::uint32_t page_size, int wait_ms) {
-  TRY_ASSIGN(wal_, open_beside(wal_name(), nullptr));
+  TRY_ASSIGN(wal_, open_beside(wal_name(), access_.passthrough() ? nullptr : &mount_wal_));
   TRY_ASSIGN(const std::uint64_t wal_size, file_size(wal_.get(), wal_name()));
   if (wal_size == 0) {
     const FreshWalHeader fresh = make_fresh_wal_header(page_size, 0);
-    TRY(write_full(wal_.get(), 0, fresh.bytes, wal_name()));
+    TRY(write_wal(0, fresh.bytes));
   }
   TRY_ASSIGN(shm_, open_beside(shm_name(), &mount_shm_));
   // A client that comes first truncates and recovers under the write lock of this byte. We never need to truncate: what
   // the file says is judged, and put right, under the WRITE lock.
   return ofd_lock_wait(mount_shm_.get(), F_RDLCK, static_cast<std::uint64_t>(ShmLock::dms), 1, wait_ms);
+}
+
+Result<void> LiveFiles::write_wal(std::uint64_t offset, ByteView data) {
+  return write_full(mount_wal_ ? mount_wal_.get() : wal_.get(), offset, data, wal_name());
 }
 
 Result<void> LiveFiles::lock(ShmLock first, unsigned count, int wait_ms) {

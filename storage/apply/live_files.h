@@ -49,8 +49,12 @@ class LiveFiles {
   std::string shm_name() const { return name_ + "-shm"; }
   MountAccess& access() { return access_; }
   int database() const { return database_.get(); }  ///< backing
-  int wal() const { return wal_.get(); }            ///< backing
+  int wal() const { return wal_.get(); }            ///< backing; to read
   int shm() const { return shm_.get(); }            ///< backing
+  int mount_shm() const { return mount_shm_.get(); }
+  /// Writes to the WAL so that readers see it: with passthrough in the backing file, else through the mount (a FUSE request that
+  /// waits for nothing but the disk; a commit lock may be held).
+  Result<void> write_wal(std::uint64_t offset, ByteView data);
 
  private:
   LiveFiles(MountAccess& access, std::string name) : access_(access), name_(std::move(name)) {}
@@ -60,6 +64,7 @@ class LiveFiles {
   const std::string name_;
   UniqueFd mount_database_;
   UniqueFd mount_shm_;
+  UniqueFd mount_wal_;  ///< only without passthrough
   UniqueFd database_;
   UniqueFd wal_;
   UniqueFd shm_;

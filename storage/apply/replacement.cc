@@ -1,7 +1,6 @@
 #include "storage/apply/replacement.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "storage/apply/fresh_wal.h"
 #include "storage/apply/io.h"
@@ -13,14 +12,6 @@ using sqlite::ShmLock;
 namespace {
 
 constexpr std::size_t kCopySize = std::size_t{1} << 20;
-
-void zero_header(std::byte* index) {
-  using Word32 [[gnu::may_alias]] = std::uint32_t;
-  auto* words = reinterpret_cast<Word32*>(index);
-  for (std::size_t i = 0; i < 2 * sizeof(sqlite::WalIndexHeader) / sizeof(Word32); ++i) {
-    __atomic_store_n(&words[i], 0u, __ATOMIC_SEQ_CST);
-  }
-}
 
 }  // namespace
 
@@ -45,11 +36,11 @@ Result<void> Replacement::lock(int wait_ms) {
 Result<void> Replacement::write(ImageFile& image, std::uint32_t commit) {
   page_size_ = image.page_size();
   sequence_ = writer_.next_checkpoint_sequence();
-  zero_header(index_.header());
+  TRY(index_.erase_header());
   const FreshWalHeader fresh = make_fresh_wal_header(page_size_, sequence_);
   salts_ = fresh.header.salts;
   // The header first: with other salts the old frames are none, also for somebody who opens the file without the daemon.
-  TRY(write_full(files_.wal(), 0, fresh.bytes, files_.wal_name()));
+  TRY(files_.write_wal(0, fresh.bytes));
   TRY(files_.resize_wal(sqlite::kWalHeaderSize));
   const std::uint64_t size = std::uint64_t{commit} * page_size_;
   TRY(files_.resize_database(size));
@@ -65,8 +56,8 @@ Result<void> Replacement::write(ImageFile& image, std::uint32_t commit) {
   return sync_data(files_.database(), files_.name());
 }
 
-void Replacement::publish(std::uint32_t commit, const Pos& pos) {
-  writer_.start_over(page_size_, commit, pos, salts_, sequence_);
+Result<void> Replacement::publish(std::uint32_t commit, const Pos& pos) {
+  return writer_.start_over(page_size_, commit, pos, salts_, sequence_);
 }
 
 void Replacement::unlock() {

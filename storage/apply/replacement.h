@@ -19,14 +19,14 @@ namespace sluice::storage::apply {
 class Replacement {
  public:
   /// `locked`: the locks are still held by a replacement that failed.
-  Replacement(LiveFiles& files, WalIndexMap& index, WalWriter& writer, bool locked)
+  Replacement(LiveFiles& files, LiveIndex& index, WalWriter& writer, bool locked)
       : files_(files), index_(index), writer_(writer), locked_(locked) {}
 
   /// Errc::busy names the readers that are in the way after `wait_ms`.
   Result<void> lock(int wait_ms);
   /// Rewrites the database file with `commit` pages of `image`; durable on return. FUSE requests.
   Result<void> write(ImageFile& image, std::uint32_t commit);
-  void publish(std::uint32_t commit, const Pos& pos);
+  Result<void> publish(std::uint32_t commit, const Pos& pos);
   void unlock();
 
  private:
@@ -34,7 +34,7 @@ class Replacement {
   unsigned lock_count() const;
 
   LiveFiles& files_;
-  WalIndexMap& index_;
+  LiveIndex& index_;
   WalWriter& writer_;
   bool locked_;
   std::uint32_t page_size_ = 0;

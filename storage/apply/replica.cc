@@ -34,7 +34,10 @@ class StoreReplica final : public Replica {
       : store_(store),
         pool_(pool),
         options_(options),
-        context_{store, access, pool, options, [this](const std::string& name) { timer_->touch(name); }},
+        helper_(options.start_index_helper && !access.passthrough()
+                    ? std::make_unique<apply::IndexHelper>(options.start_index_helper)
+                    : nullptr),
+        context_{store, access, pool, options, helper_.get(), [this](const std::string& name) { timer_->touch(name); }},
         timer_(std::make_shared<apply::IdleTimer>(
             options.idle_checkpoint_ms, [this](const std::string& name) { post_idle_checkpoint(name); })) {}
 
@@ -115,6 +118,7 @@ class StoreReplica final : public Replica {
   Store& store_;
   ThreadPool& pool_;
   const ReplicaOptions options_;
+  const std::unique_ptr<apply::IndexHelper> helper_;
   apply::ReplicaContext context_;
   mutable Mutex mutex_;
   std::map<std::string, std::shared_ptr<LiveReplicaDatabase>> databases_ GUARDED_BY(mutex_);

@@ -39,7 +39,7 @@ Result<BackfillResult> LiveReplicaDatabase::checkpoint_locked(Record record) {
   nothing.complete = true;
   if (!live_ || live_->blocked || failed()) return nothing;
   TRY_ASSIGN(const BackfillResult result,
-             backfill(*live_->files, live_->index, *live_->writer, buffers_, [this] { return database_->sync(); }));
+             backfill(*live_->files, *live_->index, *live_->writer, buffers_, [this] { return database_->sync(); }));
   const auto mark = live_->writer->reached(result.backfilled);
   if (mark && (record == Record::now || recording_due(*mark))) TRY(record_backfilled(*mark));
   if (!result.complete) report_pinned(result);

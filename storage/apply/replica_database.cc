@@ -120,8 +120,9 @@ Result<void> LiveReplicaDatabase::recover_live() {
 Result<void> LiveReplicaDatabase::attach(std::unique_ptr<LiveFiles> files) {
   auto live = std::make_unique<Live>(std::move(files));
   TRY(live->files->open_wal(database_->page_size(), kAttachWaitMs));
+  TRY_ASSIGN(live->index, LiveIndex::create(*live->files, context_.index_helper));
   TRY_ASSIGN(live->writer,
-             WalWriter::attach(*live->files, live->index, database_->page_size(), database_->page_count(),
+             WalWriter::attach(*live->files, *live->index, database_->page_size(), database_->page_count(),
                                database_->pos(), {context_.options.hold_write_locks, kAttachWaitMs}));
   if (live->writer->adopted_frames() && !failed()) fail("its WAL has frames of somebody else");
   MutexLock checkpoint_lock(checkpoint_mutex_);
@@ -178,7 +179,7 @@ Result<void> LiveReplicaDatabase::read_page(Pgno pgno, ByteSpan out) {
     return make_error(Errc::invalid_argument, fmt::format("{}: no page {} of {} bytes", name_, pgno, out.size()));
   }
   // A frame stays good until the WAL starts over, which needs the commit lock.
-  if (const std::uint32_t frame = live_->index.find(pgno, view.header.mx_frame); frame != 0) {
+  if (const std::uint32_t frame = live_->index->find(pgno, view.header.mx_frame); frame != 0) {
     const std::uint64_t at = sqlite::frame_offset(view.page_size, frame) + sqlite::kWalFrameHeaderSize;
     return read_full(live_->files->wal(), at, out, live_->files->wal_name());
   }
@@ -255,8 +256,8 @@ Result<void> LiveReplicaDatabase::apply_to_wal() {
     if (begun.error().code == Errc::internal) fail(begun.error().message);
     return begun;
   }
-  restart_wal_if_due();
   const auto append = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
+    TRY(restart_wal_if_due());
     TRY(decode_incoming([&writer](Pgno pgno, ByteView page) { return writer.add(pgno, page); }));
     // The size changes only with a frame.
     if (sums_.empty() && head.commit != database_->page_count()) TRY(add_page_one());
@@ -361,18 +362,23 @@ Result<void> LiveReplicaDatabase::log_incoming() {
   return logged;
 }
 
-void LiveReplicaDatabase::restart_wal_if_due() {
+Result<void> LiveReplicaDatabase::restart_wal_if_due() {
   WalWriter& writer = *live_->writer;
+  TRY_ASSIGN(const bool due, writer.restart_due());
   // With a backfill under way there is something left to backfill.
-  if (!writer.restart_due() || !checkpoint_mutex_.try_lock()) return;
+  if (!due || !checkpoint_mutex_.try_lock()) return {};
+  Result<void> restarted;
   {
     MutexLock lock(database_->commit_mutex());
-    writer.try_restart();
+    restarted = writer.try_restart();
   }
   checkpoint_mutex_.unlock();
-  if (writer.view().header.mx_frame != 0) return;
+  if (restarted.has_error()) fail(restarted.error().message);  // readers may have seen it or not
+  TRY(restarted);
+  if (writer.view().header.mx_frame != 0) return {};
   checkpoint_at_ = context_.options.checkpoint_frames;
   full_checkpoint_at_ = kFullCheckpointFactor * context_.options.checkpoint_frames;
+  return {};
 }
 
 void LiveReplicaDatabase::after_apply() {
@@ -380,7 +386,8 @@ void LiveReplicaDatabase::after_apply() {
   if (frames < checkpoint_at_) return;
   const ReplicaOptions& options = context_.options;
   checkpoint_at_ = frames + options.checkpoint_frames;
-  const std::uint32_t rest = frames - std::min(frames, sqlite::load_backfilled(live_->index.header()));
+  const auto info = live_->index->checkpoint_info();
+  const std::uint32_t rest = frames - std::min(frames, info.has_value() ? info->backfilled : 0);
   const bool short_rest = rest <= kFullCheckpointFactor * options.checkpoint_frames;
   if (frames < full_checkpoint_at_ || (!short_rest && frames < options.max_wal_frames)) {
     post_checkpoint();

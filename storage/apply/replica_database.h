@@ -20,6 +20,7 @@
 #include "base/thread_pool.h"
 #include "storage/apply/backfill.h"
 #include "storage/apply/incoming.h"
+#include "storage/apply/index_helper.h"
 #include "storage/apply/placement.h"
 #include "storage/apply/snapshot_files.h"
 #include "storage/apply/wal_writer.h"
@@ -33,6 +34,7 @@ struct ReplicaContext {
   MountAccess& access;
   ThreadPool& pool;
   ReplicaOptions options;
+  IndexHelper* index_helper;  ///< nullptr with passthrough
   /// Called after a change set was applied: the idle checkpoint is due later.
   std::function<void(const std::string& name)> changed;
 };
@@ -77,9 +79,9 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
  private:
   /// The files readers see.
   struct Live {
-    explicit Live(std::unique_ptr<LiveFiles> opened) : files(std::move(opened)), index(*files) {}
+    explicit Live(std::unique_ptr<LiveFiles> opened) : files(std::move(opened)) {}
     std::unique_ptr<LiveFiles> files;
-    WalIndexMap index;
+    std::unique_ptr<LiveIndex> index;
     std::unique_ptr<WalWriter> writer;  ///< goes first: it gives back its lock
     bool blocked = false;  ///< a replacement failed half-way: all locks of the wal-index are kept, readers are told BUSY
   };
@@ -94,7 +96,7 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Result<void> decode_incoming(ltx::PageVisitor visit) REQUIRES(apply_mutex_);
   Result<void> check_post() REQUIRES(apply_mutex_, database_->commit_mutex());
   Result<void> log_incoming() REQUIRES(apply_mutex_, database_->commit_mutex());
-  void restart_wal_if_due() REQUIRES(apply_mutex_);
+  Result<void> restart_wal_if_due() REQUIRES(apply_mutex_);
   void after_apply() REQUIRES(apply_mutex_);
   void fail(const std::string& why) EXCLUDES(state_mutex_);
   std::uint64_t failures() const EXCLUDES(state_mutex_);

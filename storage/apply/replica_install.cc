@@ -235,10 +235,10 @@ Result<void> LiveReplicaDatabase::complete_snapshot(const SnapshotEnd& end) {
 /// it, is the content at the snapshot's end, and may be what a crash leaves.
 Result<void> LiveReplicaDatabase::carry_over(const SnapshotEnd& end) {
   const WalWriter::View view = live_->writer->view();
-  const std::uint32_t backfilled = sqlite::load_backfilled(live_->index.header());
+  TRY_ASSIGN(const sqlite::CheckpointInfo info, live_->index->checkpoint_info());
   scratch_.resize(end.page_size);
-  for (std::uint32_t frame = backfilled + 1; frame <= view.header.mx_frame; ++frame) {
-    const Pgno pgno(live_->index.page_of(frame));
+  for (std::uint32_t frame = info.backfilled + 1; frame <= view.header.mx_frame; ++frame) {
+    const Pgno pgno(live_->index->page_of(frame));
     if (pgno == Pgno(0) || pgno.value() > end.commit || snapshot_->collected(pgno) != Checksum{}) continue;
     {
       MutexLock lock(database_->commit_mutex());
@@ -314,8 +314,8 @@ Result<void> LiveReplicaDatabase::install_by_append(const SnapshotEnd& end) {
     if (begun.error().code == Errc::internal) fail(begun.error().message);
     return begun;
   }
-  restart_wal_if_due();
   const auto append = [&]() NO_THREAD_SAFETY_ANALYSIS -> Result<void> {
+    TRY(restart_wal_if_due());
     TRY(add_differing_pages(end));
     TRY(writer.reserve());
     TRY(writer.seal(end.commit));
@@ -424,7 +424,7 @@ Result<void> LiveReplicaDatabase::record_position() {
 template <class Prepare>
 Result<void> LiveReplicaDatabase::replace_content(ImageFile& image, std::uint32_t commit, Prepare prepare) {
   MutexLock checkpoint_lock(checkpoint_mutex_);
-  Replacement replacement(*live_->files, live_->index, *live_->writer, live_->blocked);
+  Replacement replacement(*live_->files, *live_->index, *live_->writer, live_->blocked);
   TRY(replacement.lock(context_.options.exclusive_wait_ms));
   const Result<void> prepared = prepare();
   if (prepared.has_error()) {
@@ -440,7 +440,11 @@ Result<void> LiveReplicaDatabase::replace_content(ImageFile& image, std::uint32_
   }
   {
     MutexLock lock(database_->commit_mutex());
-    replacement.publish(commit, database_->pos());
+    const Result<void> published = replacement.publish(commit, database_->pos());
+    if (published.has_error()) {
+      fail(published.error().message);
+      return published;
+    }
     content_moving_ = false;
   }
   live_->blocked = false;

@@ -1,6 +1,7 @@
 #include "storage/apply/wal_writer.h"
 
 #include <algorithm>
+#include <array>
 
 #include "base/check.h"
 #include "storage/apply/fresh_wal.h"
@@ -17,6 +18,15 @@ constexpr std::size_t kPieceSize = std::size_t{1} << 20;      ///< frames are wr
 constexpr std::size_t kKeptBuffer = std::size_t{256} << 10;   ///< more is given back after a large change set
 constexpr std::size_t kMaxMarks = 65536;
 
+/// The words of a WAL without frames; read mark 0 is always 0.
+constexpr std::array<IndexStore, 7> kNoFrames{{{IndexWord::backfilled, 0},
+                                               {IndexWord::backfill_attempted, 0},
+                                               {IndexWord::read_mark0, 0},
+                                               {IndexWord::read_mark1, 0},
+                                               {IndexWord::read_mark2, sqlite::kReadMarkNotUsed},
+                                               {IndexWord::read_mark3, sqlite::kReadMarkNotUsed},
+                                               {IndexWord::read_mark4, sqlite::kReadMarkNotUsed}}};
+
 /// Equal but for the change counter, which SQLite's recovery starts over.
 bool same_content(const WalIndexHeader& a, const WalIndexHeader& b) {
   return a.mx_frame == b.mx_frame && a.salts == b.salts && (a.mx_frame == 0 || a.frame_checksum == b.frame_checksum);
@@ -24,12 +34,12 @@ bool same_content(const WalIndexHeader& a, const WalIndexHeader& b) {
 
 }  // namespace
 
-WalWriter::WalWriter(LiveFiles& files, WalIndexMap& index, const WalWriterOptions& options)
+WalWriter::WalWriter(LiveFiles& files, LiveIndex& index, const WalWriterOptions& options)
     : files_(files), index_(index), options_(options) {}
 
 WalWriter::~WalWriter() { cancel(); }
 
-Result<std::unique_ptr<WalWriter>> WalWriter::attach(LiveFiles& files, WalIndexMap& index, std::uint32_t page_size,
+Result<std::unique_ptr<WalWriter>> WalWriter::attach(LiveFiles& files, LiveIndex& index, std::uint32_t page_size,
                                                      std::uint32_t page_count, const Pos& pos,
                                                      const WalWriterOptions& options) {
   TRY(index.reserve(1));
@@ -44,7 +54,7 @@ Result<std::unique_ptr<WalWriter>> WalWriter::attach(LiveFiles& files, WalIndexM
 
 Result<void> WalWriter::take_up(std::uint32_t page_size, std::uint32_t page_count, const Pos& pos) {
   WalIndexHeader found;
-  const sqlite::HeaderState state = sqlite::read_header(index_.header(), found);
+  TRY_ASSIGN(const sqlite::HeaderState state, index_.read_header(found));
   page_size_ = page_size;
   if (state == sqlite::HeaderState::valid && found.mx_frame != 0) {
     adopted_frames_ = true;
@@ -59,25 +69,27 @@ Result<void> WalWriter::take_up(std::uint32_t page_size, std::uint32_t page_coun
   mine_.big_endian_checksums = 0;
   mine_.salts = random_salts();
   ++mine_.change;
-  sqlite::publish_header(index_.header(), mine_);
-  if (state != sqlite::HeaderState::valid) init_checkpoint_info();
+  TRY(index_.publish(1, {}, mine_, {}));
+  if (state != sqlite::HeaderState::valid) TRY(init_checkpoint_info());
   MutexLock lock(mutex_);
   view_ = {mine_, page_size};
   base_ = AppliedMark{0, pos, page_count};
   return {};
 }
 
-void WalWriter::init_checkpoint_info() {
-  std::byte* const header = index_.header();
-  sqlite::store_backfilled(header, 0);
-  sqlite::store_backfill_attempted(header, 0);
-  sqlite::store_read_mark(header, 0, 0);
+Result<void> WalWriter::init_checkpoint_info() {
+  constexpr std::array<IndexStore, 3> kNothing{
+      {{IndexWord::backfilled, 0}, {IndexWord::backfill_attempted, 0}, {IndexWord::read_mark0, 0}}};
+  TRY(index_.store(kNothing));
   for (std::uint32_t mark = 1; mark < 5; ++mark) {
     const auto byte = static_cast<ShmLock>(static_cast<std::uint32_t>(ShmLock::read0) + mark);
     if (!files_.try_lock(byte, 1)) continue;
-    sqlite::store_read_mark(header, mark, sqlite::kReadMarkNotUsed);
+    const IndexStore unused{static_cast<IndexWord>(mark), sqlite::kReadMarkNotUsed};
+    const Result<void> stored = index_.store({&unused, 1});
     files_.unlock(byte, 1);
+    TRY(stored);
   }
+  return {};
 }
 
 Result<void> WalWriter::adopt_header(const WalIndexHeader& found) {
@@ -87,6 +99,7 @@ Result<void> WalWriter::adopt_header(const WalIndexHeader& found) {
   if (wal.page_size != found.page_size() || wal.salts != found.salts) {
     return make_error(Errc::corrupt, files_.wal_name() + " is not the WAL that " + files_.shm_name() + " describes");
   }
+  TRY(index_.reload());
   mine_ = found;
   wal_ = wal;
   sequence_ = wal.checkpoint_sequence;
@@ -105,42 +118,45 @@ Result<void> WalWriter::begin(bool adopt) {
     locked_ = true;
   }
   WalIndexHeader now;
-  const sqlite::HeaderState state = sqlite::read_header(index_.header(), now);
-  if (state == sqlite::HeaderState::valid && same_content(now, mine_)) {
+  const auto read = index_.read_header(now);
+  const bool valid = read.has_value() && *read == sqlite::HeaderState::valid;
+  if (valid && same_content(now, mine_)) {
     mine_.change = now.change;
     return {};
   }
-  Result<void> adopted = make_error(Errc::internal, files_.wal_name() + " was written by somebody else");
-  if (adopt && state == sqlite::HeaderState::valid) adopted = adopt_header(now);
+  Result<void> adopted = read.has_error() ? Result<void>(read.error()) : make_error(Errc::internal, files_.wal_name() + " was written by somebody else");
+  if (adopt && valid) adopted = adopt_header(now);
   if (adopted.has_error()) cancel();
   return adopted;
 }
 
-bool WalWriter::restart_due() const {
-  return mine_.mx_frame != 0 && sqlite::load_backfilled(index_.header()) == mine_.mx_frame;
+Result<bool> WalWriter::restart_due() const {
+  if (mine_.mx_frame == 0) return false;
+  TRY_ASSIGN(const sqlite::CheckpointInfo info, index_.checkpoint_info());
+  return info.backfilled == mine_.mx_frame;
 }
 
-void WalWriter::try_restart() {
+Result<void> WalWriter::try_restart() {
   CHECK(locked_ && !started_);
-  if (!restart_due() || !files_.try_lock(ShmLock::read1, 4)) return;
-  std::byte* const header = index_.header();
-  ++sequence_;
-  mine_.mx_frame = 0;
-  mine_.salts = next_salts(mine_.salts);
-  mine_.big_endian_checksums = 0;
-  ++mine_.change;
+  TRY_ASSIGN(const bool due, restart_due());
+  if (!due || !files_.try_lock(ShmLock::read1, 4)) return {};
+  WalIndexHeader next = mine_;
+  next.mx_frame = 0;
+  next.salts = next_salts(mine_.salts);
+  next.big_endian_checksums = 0;
+  ++next.change;
   // The header first: a reader that still believes in the old frames then finds it changed (walRestartHdr).
-  sqlite::publish_header(header, mine_);
-  sqlite::store_backfilled(header, 0);
-  sqlite::store_backfill_attempted(header, 0);
-  sqlite::store_read_mark(header, 1, 0);
-  for (unsigned mark = 2; mark < 5; ++mark) sqlite::store_read_mark(header, mark, sqlite::kReadMarkNotUsed);
+  const Result<void> restarted = index_.publish(1, {}, next, kNoFrames);
   files_.unlock(ShmLock::read1, 4);
+  TRY(restarted);
+  ++sequence_;
+  mine_ = next;
   MutexLock lock(mutex_);
   view_.header = mine_;
   if (!marks_.empty()) base_ = marks_.back();
   if (base_) base_->frame = 0;
   marks_.clear();
+  return {};
 }
 
 Result<void> WalWriter::start_frames() {
@@ -187,7 +203,7 @@ void WalWriter::finish_frame(std::uint32_t commit) {
 }
 
 Result<void> WalWriter::flush() {
-  TRY(write_full(files_.wal(), write_at_, ByteView(buffer_).first(used_), files_.wal_name()));
+  TRY(files_.write_wal(write_at_, ByteView(buffer_).first(used_)));
   write_at_ += used_;
   used_ = 0;
   return {};
@@ -204,15 +220,16 @@ Result<void> WalWriter::seal(std::uint32_t commit) {
 Result<void> WalWriter::publish(const Pos& pos, std::uint32_t commit) {
   CHECK(locked_);
   if (!pages_.empty()) {
-    TRY(index_.append(mine_.mx_frame + 1, pages_));
-    mine_.mx_frame += frames_added();
-    mine_.page_count = commit;
-    mine_.page_size_code = sqlite::encode_page_size(page_size_);
-    mine_.big_endian_checksums = wal_.big_endian_checksums ? 1 : 0;
-    mine_.salts = wal_.salts;
-    mine_.frame_checksum = checksum_;
-    ++mine_.change;
-    sqlite::publish_header(index_.header(), mine_);
+    WalIndexHeader next = mine_;
+    next.mx_frame += frames_added();
+    next.page_count = commit;
+    next.page_size_code = sqlite::encode_page_size(page_size_);
+    next.big_endian_checksums = wal_.big_endian_checksums ? 1 : 0;
+    next.salts = wal_.salts;
+    next.frame_checksum = checksum_;
+    ++next.change;
+    TRY(index_.publish(mine_.mx_frame + 1, pages_, next, {}));
+    mine_ = next;
   }
   {
     MutexLock lock(mutex_);
@@ -266,9 +283,8 @@ std::optional<AppliedMark> WalWriter::reached(std::uint32_t frame) const {
   return after == marks_.begin() ? base_ : std::optional<AppliedMark>(*std::prev(after));
 }
 
-void WalWriter::start_over(std::uint32_t page_size, std::uint32_t page_count, const Pos& pos, sqlite::Salts salts,
-                           std::uint32_t checkpoint_sequence) {
-  std::byte* const header = index_.header();
+Result<void> WalWriter::start_over(std::uint32_t page_size, std::uint32_t page_count, const Pos& pos, sqlite::Salts salts,
+                                   std::uint32_t checkpoint_sequence) {
   page_size_ = page_size;
   sequence_ = checkpoint_sequence;
   mine_.mx_frame = 0;
@@ -278,16 +294,13 @@ void WalWriter::start_over(std::uint32_t page_size, std::uint32_t page_count, co
   mine_.salts = salts;
   ++mine_.change;
   // Nobody reads: the order of a restart does not matter, the header still comes last.
-  sqlite::store_backfilled(header, 0);
-  sqlite::store_backfill_attempted(header, 0);
-  sqlite::store_read_mark(header, 0, 0);
-  sqlite::store_read_mark(header, 1, 0);
-  for (unsigned mark = 2; mark < 5; ++mark) sqlite::store_read_mark(header, mark, sqlite::kReadMarkNotUsed);
-  sqlite::publish_header(header, mine_);
+  TRY(index_.store(kNoFrames));
+  TRY(index_.publish(1, {}, mine_, {}));
   MutexLock lock(mutex_);
   view_ = {mine_, page_size};
   base_ = AppliedMark{0, pos, page_count};
   marks_.clear();
+  return {};
 }
 
 }  // namespace sluice::storage::apply

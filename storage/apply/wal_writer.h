@@ -22,7 +22,7 @@
 
 #include "base/mutex.h"
 #include "storage/apply/live_files.h"
-#include "storage/apply/wal_index_map.h"
+#include "storage/apply/live_index.h"
 #include "storage/ids.h"
 
 namespace sluice::storage::apply {
@@ -44,7 +44,7 @@ class WalWriter {
  public:
   /// Takes up the wal-index: a new or unreadable one is initialised for a database of `page_count` pages that is at `pos`, one
   /// with frames of somebody else's is adopted (see adopted_frames()). `files` have -wal and -shm open.
-  static Result<std::unique_ptr<WalWriter>> attach(LiveFiles& files, WalIndexMap& index, std::uint32_t page_size,
+  static Result<std::unique_ptr<WalWriter>> attach(LiveFiles& files, LiveIndex& index, std::uint32_t page_size,
                                                    std::uint32_t page_count, const Pos& pos,
                                                    const WalWriterOptions& options);
   ~WalWriter();
@@ -55,9 +55,9 @@ class WalWriter {
   /// Takes WRITE. Errc::busy; Errc::internal when somebody else has written to the WAL (`adopt`: take over what is there).
   Result<void> begin(bool adopt);
   /// Everything is backfilled, so that the WAL could start over.
-  bool restart_due() const;
+  Result<bool> restart_due() const;
   /// Starts the WAL over if no reader uses it. Commit lock held, no backfill running.
-  void try_restart();
+  Result<void> try_restart();
   Result<void> add(Pgno pgno, ByteView page);
   std::uint32_t frames_added() const { return static_cast<std::uint32_t>(pages_.size()); }
   /// Room in the wal-index for what was added. A FUSE request: not under the commit lock.
@@ -78,15 +78,15 @@ class WalWriter {
   std::optional<AppliedMark> reached(std::uint32_t frame) const EXCLUDES(mutex_);
 
   /// For a replacement: all locks of the wal-index are held by the caller (see replace.h).
-  void start_over(std::uint32_t page_size, std::uint32_t page_count, const Pos& pos, sqlite::Salts salts,
-                  std::uint32_t checkpoint_sequence) EXCLUDES(mutex_);
+  Result<void> start_over(std::uint32_t page_size, std::uint32_t page_count, const Pos& pos, sqlite::Salts salts,
+                          std::uint32_t checkpoint_sequence) EXCLUDES(mutex_);
   std::uint32_t next_checkpoint_sequence() const { return sequence_ + 1; }
   bool holds_write_locks() const { return options_.hold_write_locks; }
 
  private:
-  WalWriter(LiveFiles& files, WalIndexMap& index, const WalWriterOptions& options);
+  WalWriter(LiveFiles& files, LiveIndex& index, const WalWriterOptions& options);
   Result<void> take_up(std::uint32_t page_size, std::uint32_t page_count, const Pos& pos);
-  void init_checkpoint_info();
+  Result<void> init_checkpoint_info();
   Result<void> adopt_header(const sqlite::WalIndexHeader& found);
   Result<void> start_frames();
   void finish_frame(std::uint32_t commit);
@@ -95,7 +95,7 @@ class WalWriter {
   void release();
 
   LiveFiles& files_;
-  WalIndexMap& index_;
+  LiveIndex& index_;
   const WalWriterOptions options_;
   bool adopted_frames_ = false;
 

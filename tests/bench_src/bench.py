@@ -14,7 +14,7 @@ import time
 
 import report
 from measures import MEASURES
-from stage import Stage, TestFailure, stop_on_signals
+from stage import Stage, TestFailure, stop_on_signals, use_io_path
 from workloads import run_rounds, workloads
 
 REPOSITORY = os.path.realpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
@@ -38,12 +38,15 @@ def parse(arguments):
     parser.add_argument("--load-mb", type=int, help="size of a bulk load")
     parser.add_argument("--big-mb", type=int, help="size of the big transaction")
     parser.add_argument("--poll-us", type=int, default=0, help="pause of the reader that waits for a row (default 0: none)")
+    parser.add_argument("--io", choices=("native", "plain", "auto"), default="", help="the I/O path of the nodes")
     parser.add_argument("--dir", default=os.environ.get("TMPDIR", "/tmp"), help="where to work: the file system that is measured")
     parser.add_argument("--binary", default=os.path.join(REPOSITORY, "build", "release", "sluice"))
     parser.add_argument("--worker", help="default: bench_worker of the binary's build")
     parser.add_argument("--json", metavar="FILE", help="every round of everything")
     parser.add_argument("--keep", action="store_true", help="do not remove data and logs")
     options = parser.parse_args(arguments)
+    if options.io:
+        use_io_path(options.io)
     for name, value in zip(("seconds", "rounds", "database_mb", "load_mb", "big_mb"), SIZES[options.size]):
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -12,7 +12,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "harness"))
-from nodes import DIE_WITH_PARENT, Node, TestFailure, wait_until  # noqa: E402
+from nodes import DIE_WITH_PARENT, Node, TestFailure, use_io_path, wait_until  # noqa: E402,F401
 
 NOBODY = 65534
 TICKS = os.sysconf("SC_CLK_TCK")

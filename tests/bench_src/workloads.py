@@ -42,7 +42,7 @@ def scan_rate(result):
     return result["ops"] * megabytes(result)
 
 
-def workloads(options):
+def native_workloads(options):
     seconds = {"seconds": options.seconds}
     load_bytes = options.load_mb * 1_000_000
 
@@ -79,6 +79,20 @@ def workloads(options):
         opens("open_wal_held_nobody", "the same as uid 65534, WAL, another connection open", "nobody/small-wal", NOBODY, held=1),
         opens("open_delete_nobody", "the same as uid 65534, DELETE", "nobody/small-delete", NOBODY),
     ]
+
+
+# On the plain path every append to the WAL is a request; reads cost what they cost on the native one.
+PLAIN_WRITE_TARGETS = {"ins_wal_normal": 0.10}
+
+
+def workloads(options):
+    """All of them, with the targets of the I/O path."""
+    found = native_workloads(options)
+    if options.io == "plain":
+        for workload in found:
+            if not workload.no_requests:
+                workload.target_ratio = PLAIN_WRITE_TARGETS.get(workload.name)
+    return found
 
 
 def fixture(stage, target, name, options):

@@ -87,6 +87,8 @@ void CaptureFixture::start_node() {
   MountOptions options;
   options.mountpoint = mountpoint_;
   options.backing_dir = store_->fs_dir();
+  const char* io = std::getenv("SLUICE_TEST_IO");
+  options.io = io != nullptr && std::string(io) == "plain" ? IoPath::plain : IoPath::native;
   observer_ = std::make_unique<Between>(*capture_, [this] { return before_operation(); });
   auto mount = Mount::start(options, *observer_, *virtual_files_, *pool_);
   ASSERT_TRUE(mount.has_value()) << mount.error().to_string();

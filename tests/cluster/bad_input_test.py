@@ -39,7 +39,7 @@ class Configuration(ClusterCase):
         self.assertIn("--colour", self.mount("--colour", "/mnt"))
         self.assertIn("no data directory", self.mount("/mnt"))
         self.assertIn("neither reject nor wait", self.mount("--data", "d", "--replica-writes", "maybe", "/mnt"))
-        self.assertIn("not available yet", self.mount("--data", "d", "--io", "plain", "/mnt"))
+        self.assertIn("not native, plain or auto", self.mount("--data", "d", "--io", "fast", "/mnt"))
         self.assertIn("not a URL", self.mount("--data", "d", "--primary-url", "somewhere", "/mnt"))
         self.assertIn("--token-file", self.mount("--data", "d", "--listen", "0.0.0.0:1", "/mnt"))
         self.assertIn("No such file", self.mount("--data", "d", "--config", self.root + "/none.yml", "/mnt"))

@@ -22,8 +22,8 @@ def insert_one_by_one(count):
 
 
 def shm_header(scene):
-    """(mxFrame, salts, nBackfill, nBackfillAttempted) of the wal-index in the backing tree."""
-    with open(scene.backing + "-shm", "rb") as shm:
+    """(mxFrame, salts, nBackfill, nBackfillAttempted) of the wal-index, as its users see it."""
+    with open(scene.path + "-shm", "rb") as shm:
         data = shm.read(136)
     words = struct.unpack("=34I", data)
     return words[4], data[32:40], words[24], words[32]
@@ -71,7 +71,7 @@ def c_death_between_header_copies(scene):
     dying = scene.hk("hook 2 die")
     scene.synced()
     dying.dies("sql INSERT INTO t VALUES(777, 'torn')")
-    with open(scene.backing + "-shm", "rb") as shm:
+    with open(scene.path + "-shm", "rb") as shm:
         first, second = shm.read(48), shm.read(48)
     expect(first != second, "the header is not torn")
     scene.position()

@@ -30,6 +30,16 @@ def end_on_signals():
 DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
 
 
+# The I/O path that every node takes: "native", "plain", "auto"; empty: the node's own default.
+IO_PATH = os.environ.get("SLUICE_TEST_IO", "")
+
+
+def use_io_path(path):
+    """For programs that take --io themselves; before the first Node is made."""
+    global IO_PATH  # pylint: disable=global-statement
+    IO_PATH = path
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -61,9 +71,9 @@ def detach(path):
 
 
 class Node:
-    """One `sluice mount`. `primary_url` makes it a replica."""
+    """One `sluice mount`. `primary_url` makes it a replica, `user` (a number) has it run without rights."""
 
-    def __init__(self, binary, root, name, primary_url=None, extra=()):
+    def __init__(self, binary, root, name, primary_url=None, extra=(), user=None):
         self.binary = os.path.abspath(binary)
         self.name = name
         self.data = os.path.join(root, name + "-data")
@@ -72,10 +82,17 @@ class Node:
         self.port = free_port()
         self.primary_url = primary_url
         self.extra = list(extra)
+        if IO_PATH and "--io" not in self.extra:
+            self.extra += ["--io", IO_PATH]
         self.process = None
         self.peak_rss_kb = 0
-        os.makedirs(self.data, exist_ok=True)
-        os.makedirs(self.mount, exist_ok=True)
+        self.prefix = DIE_WITH_PARENT
+        for directory in (self.data, self.mount):
+            os.makedirs(directory, exist_ok=True)
+            if user is not None:
+                os.chown(directory, user, user)
+        if user is not None:
+            self.prefix = ["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups", *DIE_WITH_PARENT[1:]]
 
     @property
     def url(self):
@@ -93,7 +110,7 @@ class Node:
         with open(self.log_path, "ab") as log:
             log.write(f"==== {time.monotonic():.6f} {' '.join(command)}\n".encode())
             log.flush()
-            self.process = subprocess.Popen(DIE_WITH_PARENT + command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.prefix + command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
         def serving():
             if self.process.poll() is not None:

@@ -150,6 +150,7 @@ MountOptions MountFixture::options() const {
   o.mountpoint = mountpoint_;
   o.backing_dir = backing_;
   o.allow_other = true;
+  o.io = test_io_path();
   return o;
 }
 
@@ -235,6 +236,11 @@ int MountFixture::in_child(const std::function<int()>& body) {
     ::_exit(body());
   }
   return wait_status(pid);
+}
+
+IoPath test_io_path() {
+  const char* path = std::getenv("SLUICE_TEST_IO");
+  return path != nullptr && std::string(path) == "plain" ? IoPath::plain : IoPath::native;
 }
 
 bool wait_for(const std::function<bool()>& condition, int deadline_ms) {

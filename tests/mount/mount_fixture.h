@@ -114,6 +114,10 @@ class MountFixture : public ::testing::Test {
   std::unique_ptr<Mount> mount_;
 };
 
+/// The I/O path that the tests run on: SLUICE_TEST_IO, native if it is not set.
+IoPath test_io_path();
+inline bool plain_path() { return test_io_path() == IoPath::plain; }
+
 /// Waits until `condition` holds, at most `deadline_ms`.
 bool wait_for(const std::function<bool()>& condition, int deadline_ms = 10'000);
 std::string read_text(const std::string& path);

@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from clients import Client, hash_seed  # noqa: E402
 from events import DECK, Events  # noqa: E402
 from layout import make_clients, make_databases  # noqa: E402
-from nodes import Node, TestFailure, end_on_signals, wait_until  # noqa: E402
+from nodes import Node, TestFailure, end_on_signals, use_io_path, wait_until  # noqa: E402
 from oracle import Oracle  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
@@ -276,10 +276,13 @@ def parse_arguments():
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--binary", default=os.path.join(top, "build/release/sluice"))
     parser.add_argument("--worker", default=None, help="default: torture_worker in the binary's build directory")
+    parser.add_argument("--io", choices=("native", "plain", "auto"), default="", help="the I/O path of both nodes")
     parser.add_argument("--raw", action="store_true", help="a plain directory, no daemons: tests the test")
     parser.add_argument("--sabotage", metavar="HOW", help="tests the oracle: damages a database and expects its verdict")
     parser.add_argument("--keep", action="store_true", help="keep the directory even after success")
     options = parser.parse_args()
+    if options.io:
+        use_io_path(options.io)
     if options.seed is None:
         options.seed = hash_seed(time.time_ns()) % 1_000_000_000
     if options.worker is None:

@@ -2,11 +2,14 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
+#include <sys/wait.h>
 
+#include <algorithm>
+#include <csignal>
 #include <map>
 #include <random>
 
+#include "storage/apply/helper_index.h"
 #include "storage/apply/idle_timer.h"
 #include "storage/apply/image_file.h"
 #include "storage/apply/wal_index_map.h"
@@ -50,6 +53,97 @@ TEST(WalIndexMap, FindsTheLastFrameOfEveryPageUpToMxFrame) {
     }
   }
   for (std::uint32_t f = 1; f <= kFrames; ++f) ASSERT_EQ(index.page_of(f), pages[f - 1]);
+}
+
+// The helper process, and a second look at the file through a mapping of our own.
+class IndexHelperTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    Connection(dir_.path() + "/app.db").exec("CREATE TABLE t(a)");
+    auto opened = apply::LiveFiles::open(access_, "app.db");
+    ASSERT_TRUE(opened.has_value());
+    files_ = std::move(*opened);
+    ASSERT_TRUE(files_->lock_shared(1000).has_value());
+    ASSERT_TRUE(files_->open_wal(4096, 1000).has_value());
+    index_ = std::make_unique<apply::HelperIndex>(*files_, helper_);
+    ASSERT_TRUE(index_->reserve(kFrames).has_value());
+    mapped_ = std::make_unique<apply::WalIndexMap>(*files_);
+    ASSERT_TRUE(mapped_->reserve(kFrames).has_value());
+  }
+  sqlite::WalIndexHeader header(std::uint32_t frames) const {
+    sqlite::WalIndexHeader h;
+    h.mx_frame = frames;
+    h.page_count = 7;
+    return h;
+  }
+  void expect_header(std::uint32_t frames) {
+    sqlite::WalIndexHeader seen;
+    for (apply::LiveIndex* index : {static_cast<apply::LiveIndex*>(index_.get()), static_cast<apply::LiveIndex*>(mapped_.get())}) {
+      const auto state = index->read_header(seen);
+      ASSERT_TRUE(state.has_value()) << state.error().message;
+      EXPECT_EQ(*state, sqlite::HeaderState::valid);
+      EXPECT_EQ(seen.mx_frame, frames);
+    }
+  }
+
+  static constexpr std::uint32_t kFrames = 20'000;  // several blocks, and several messages
+  TempDir dir_;
+  PlainDirAccess access_{dir_.path()};
+  std::unique_ptr<apply::LiveFiles> files_;
+  apply::IndexHelper helper_{start_index_helper};
+  std::unique_ptr<apply::HelperIndex> index_;
+  std::unique_ptr<apply::WalIndexMap> mapped_;
+};
+
+TEST_F(IndexHelperTest, StoresWhatAMappingSees) {
+  std::vector<std::uint32_t> pages(kFrames);
+  for (std::uint32_t i = 0; i < kFrames; ++i) pages[i] = 1 + i % 3000;
+  const apply::IndexStore stores[] = {{apply::IndexWord::backfilled, 5}, {apply::IndexWord::read_mark3, 77},
+                                      {apply::IndexWord::backfill_attempted, 6}};
+  const auto published = index_->publish(1, pages, header(kFrames), stores);
+  ASSERT_FALSE(published.has_error()) << published.error().message;
+  expect_header(kFrames);
+  for (std::uint32_t f = 1; f <= kFrames; ++f) {
+    ASSERT_EQ(mapped_->page_of(f), pages[f - 1]) << f;
+    ASSERT_EQ(index_->page_of(f), pages[f - 1]) << f;
+  }
+  for (std::uint32_t page = 1; page <= 3000; ++page) ASSERT_EQ(index_->find(Pgno(page), kFrames), mapped_->find(Pgno(page), kFrames));
+  for (const apply::LiveIndex* index : {static_cast<apply::LiveIndex*>(index_.get()), static_cast<apply::LiveIndex*>(mapped_.get())}) {
+    const auto info = index->checkpoint_info();
+    ASSERT_TRUE(info.has_value());
+    EXPECT_EQ(info->backfilled, 5u);
+    EXPECT_EQ(info->read_marks[3], 77u);
+    EXPECT_EQ(info->backfill_attempted, 6u);
+  }
+  ASSERT_FALSE(index_->erase_header().has_error());
+  sqlite::WalIndexHeader none;
+  EXPECT_EQ(mapped_->read_header(none).value(), sqlite::HeaderState::invalid);
+}
+
+TEST_F(IndexHelperTest, AnotherOneGoesOnWhereItDied) {
+  const std::vector<std::uint32_t> pages = {3, 4, 5};
+  ASSERT_FALSE(index_->publish(1, pages, header(3), {}).has_error());
+  const int first = helper_.pid();
+  ASSERT_EQ(::kill(first, SIGKILL), 0);
+  ASSERT_FALSE(index_->publish(4, pages, header(6), {}).has_error());
+  EXPECT_NE(helper_.pid(), first);
+  expect_header(6);
+  EXPECT_EQ(mapped_->find(Pgno(4), 6), 5u);
+}
+
+TEST_F(IndexHelperTest, EndsWithTheNode) {
+  const int pid = helper_.pid();
+  ASSERT_GT(pid, 0);
+  index_.reset();
+  files_.reset();
+  { apply::IndexHelper gone(start_index_helper); }  // never needed, never started
+  EXPECT_EQ(helper_.pid(), pid);
+  auto process = start_index_helper();
+  ASSERT_TRUE(process.has_value());
+  process->socket.reset();
+  int status = -1;
+  ASSERT_EQ(::waitpid(process->pid, &status, 0), process->pid);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 TEST(ImageFile, GathersRunsAndKeepsTheLastVersion) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -197,6 +198,27 @@ ReplicaNode::ReplicaNode(const std::string& data_dir, ReplicaOptions options, Fi
 }
 ReplicaNode::~ReplicaNode() { close(); }
 
+bool PlainDirAccess::passthrough() const {
+  const char* path = std::getenv("SLUICE_TEST_IO");
+  return path == nullptr || std::string(path) != "plain";
+}
+
+Result<HelperProcess> start_index_helper() {
+  int ends[2] = {};
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) throw std::runtime_error("socketpair");
+  HelperProcess process;
+  process.socket = UniqueFd(ends[0]);
+  const UniqueFd theirs(ends[1]);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, theirs.get(), 3);
+  char program[] = SLUICE_APPLY_INDEX_HELPER;
+  char* argv[] = {program, nullptr};
+  if (::posix_spawn(&process.pid, program, &actions, nullptr, argv, environ) != 0) throw std::runtime_error("posix_spawn");
+  posix_spawn_file_actions_destroy(&actions);
+  return process;
+}
+
 void ReplicaNode::open(ReplicaOptions options) {
   StoreOptions store_options;
   store_options.data_dir = data_dir_;
@@ -205,6 +227,11 @@ void ReplicaNode::open(ReplicaOptions options) {
   store_ = std::move(*store);
   access_ = std::make_unique<PlainDirAccess>(store_->fs_dir());
   pool_ = std::make_unique<ThreadPool>("disk", 2);
+  options.start_index_helper = [this] {
+    auto process = start_index_helper();
+    if (process.has_value()) helper_pid_ = process->pid;
+    return process;
+  };
   auto replica = Replica::open(*store_, *access_, *pool_, options);
   if (replica.has_error()) throw std::runtime_error(replica.error().to_string());
   replica_ = std::move(*replica);

@@ -39,6 +39,8 @@ class PlainDirAccess final : public MountAccess {
   void invalidate(const std::string& path, std::uint64_t offset, std::uint64_t length) override;
   void invalidate_entry(const std::string& path) override;
   std::string backing_path(const std::string& path) const override { return root_ + "/" + path; }
+  /// SLUICE_TEST_IO=plain: as on the plain path, with a helper process for the wal-index.
+  bool passthrough() const override;
 
   std::atomic<int> invalidations{0};
   std::atomic<int> forgotten_entries{0};
@@ -105,6 +107,9 @@ class Source {
 void create_accounts(Connection& sql, int accounts);
 void transfer(Connection& sql, int number);
 
+/// As a node does it: with an executable that runs serve_index_helper().
+Result<HelperProcess> start_index_helper();
+
 class ReplicaNode {
  public:
   explicit ReplicaNode(const std::string& data_dir, ReplicaOptions options = {}, FileSystem& fs = real_file_system());
@@ -120,8 +125,11 @@ class ReplicaNode {
   Result<void> apply(const std::string& name, const ChangeSet& change);
   Result<void> snapshot(const std::string& name, const Source& source, const std::vector<std::uint32_t>& leave_out = {});
   const std::string& data_dir() const { return data_dir_; }
+  /// The process that maps wal-indexes; -1: none was started.
+  int helper_pid() const { return helper_pid_; }
 
  private:
+  std::atomic<int> helper_pid_{-1};
   void open(ReplicaOptions options);
 
   const std::string data_dir_;

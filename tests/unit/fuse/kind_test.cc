@@ -52,7 +52,7 @@ TEST(Kind, DatabaseOfAFile) {
 TEST(Kind, OnlyWalAndShmPassThrough) {
   for (const FileKind kind : {FileKind::directory, FileKind::plain, FileKind::database, FileKind::journal, FileKind::wal,
                               FileKind::shm, FileKind::super_journal, FileKind::virtual_file}) {
-    EXPECT_EQ(is_passthrough(kind), kind == FileKind::wal || kind == FileKind::shm) << kind_name(kind);
+    EXPECT_EQ(is_side_file(kind), kind == FileKind::wal || kind == FileKind::shm) << kind_name(kind);
     EXPECT_EQ(is_observed(kind),
               kind != FileKind::directory && kind != FileKind::plain && kind != FileKind::virtual_file)
         << kind_name(kind);

@@ -49,6 +49,15 @@ TEST(InitPatch, AsksForPassthroughWhereTheKernelOffersIt) {
   EXPECT_FALSE(patch.on_reply(e.parts, 2));  // once
 }
 
+TEST(InitPatch, AsksForNothingOnThePlainPath) {
+  Exchange e(protocol::kInitExt, protocol::kInitPassthrough2);
+  InitPatch patch(0);
+  patch.on_request(&e.in, sizeof e.in);
+  EXPECT_TRUE(patch.on_reply(e.parts, 2));
+  EXPECT_EQ(e.out.flags2, 0u);
+  EXPECT_EQ(e.out.max_stack_depth, 0u);
+}
+
 TEST(InitPatch, LeavesOtherKernelsAlone) {
   Exchange e(0, protocol::kInitPassthrough2);  // flags2 is not valid without INIT_EXT
   InitPatch patch(1);
