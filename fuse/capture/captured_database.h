@@ -39,9 +39,14 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   /// Start-up, nobody connected: what was committed while nobody captured. `trust_position`: the files are those that the
   /// last run left.
   Result<void> recover(bool trust_position);
+  /// After recover(): is everything that it found on disk?
+  bool is_durable();
+  /// What is not becomes so, unless somebody has synced the whole file system since recover() (I2).
+  Result<void> recovered(bool everything_synced);
   /// Start-up failed for this database: its operations fail, too, until the next start. The others are served.
   void refuse(const Error& error);
   bool has_hot_journal() const { return hot_journal_; }
+  bool has_wal();
   /// A rollback transaction is open and nobody holds its RESERVED lock: its process died. Pool threads only.
   bool abandoned_journal();
   bool journal_open();
@@ -144,6 +149,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   std::uint64_t backfilled_ = 0;  ///< bytes since the last start_writeback()
   bool file_unreadable_ = false;  ///< writes were missed because the file was no database in between
   std::uint64_t captures_ = 0;
+  std::uint64_t maintained_at_ = 0;  ///< bytes of log
   Bytes scratch_;
   std::atomic<bool> scheduled_{false};
 };

@@ -144,7 +144,10 @@ Result<void> CapturedDatabase::capture_and_sync(bool may_open) {
     TRY(wal_.capture(Reason::tail));
     if (context_.stopping.load(std::memory_order_relaxed)) wal_.set_shm(nullptr);
     behind = std::exchange(shippable_, false) || database_->log().synced() < database_->pos().txid;
-    maintain = behind && ++captures_ % 256 == 0;
+    const std::uint64_t bytes = database_->log().size_bytes();
+    const bool grown = bytes - maintained_at_ >= context_.store.options().database.checkpoint_bytes;
+    maintain = behind && (++captures_ % 256 == 0 || grown);  // what is not checkpointed is read again at the next start
+    if (maintain) maintained_at_ = bytes;
   }
   if (behind)
     TRY(make_durable());
@@ -355,7 +358,27 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
     MutexLock lock(database_->commit_mutex());
     wal_.set_shm_present(false);
   }
-  return make_durable();
+  return {};
+}
+
+bool CapturedDatabase::has_wal() {
+  MutexLock lock(database_->commit_mutex());
+  return wal_.has_wal();
+}
+
+bool CapturedDatabase::is_durable() {
+  MutexLock lock(database_->commit_mutex());
+  return failed_ || hot_journal_ || (wal_durable() && !file_captured_ && database_->log().synced() >= database_->pos().txid);
+}
+
+Result<void> CapturedDatabase::recovered(bool everything_synced) {
+  if (!everything_synced) return make_durable();
+  MutexLock lock(database_->commit_mutex());
+  durable_captured_ = wal_.position();
+  file_changes_synced_ = file_changes_;
+  file_captured_ = false;
+  database_->log().note_durable(database_->pos().txid);
+  return {};
 }
 
 }  // namespace sluice::fuse
