@@ -21,6 +21,9 @@ struct ReplicaOptions {
   int idle_checkpoint_ms = 1000;             ///< backfill this long after the last change
   int exclusive_wait_ms = 5000;              ///< replace (page size change, snapshot with other page size): wait for readers
   bool hold_write_locks = false;             ///< replica-writes: wait — clients may open read-write and get BUSY
+  bool start_asleep = false;                 ///< databases that need nothing stay closed until they change
+  /// More than so many are not kept open; the others sleep. Not with hold_write_locks, which needs all of them open.
+  std::size_t most_awake = 256;
 };
 
 /// What a change set says of itself before its bytes arrive.

@@ -34,7 +34,8 @@ class StoreReplica final : public Replica {
       : store_(store),
         pool_(pool),
         options_(options),
-        context_{store, access, pool, options, [this](const std::string& name) { timer_->touch(name); }},
+        awake_(std::make_shared<apply::AwakeDatabases>(options.most_awake)),
+        context_{store, access, pool, options, awake_, [this](const std::string& name) { timer_->touch(name); }},
         timer_(std::make_shared<apply::IdleTimer>(
             options.idle_checkpoint_ms, [this](const std::string& name) { post_idle_checkpoint(name); })) {}
 
@@ -115,6 +116,7 @@ class StoreReplica final : public Replica {
   Store& store_;
   ThreadPool& pool_;
   const ReplicaOptions options_;
+  const std::shared_ptr<apply::AwakeDatabases> awake_;
   apply::ReplicaContext context_;
   mutable Mutex mutex_;
   std::map<std::string, std::shared_ptr<LiveReplicaDatabase>> databases_ GUARDED_BY(mutex_);
@@ -129,9 +131,14 @@ Result<void> Replica::recover(Store& store) {
   const Placement placement{store, nullptr};
   if (store.last_role() == Role::primary) TRY(leave_primary_role(placement));
   for (const auto& database : store.list()) {
-    TRY_ASSIGN(const bool done, apply::is_recovered(store, *database));
+    // Most need nothing of this: there can be thousands.
+    TRY_ASSIGN(bool done, apply::is_recovered(store, *database));
+    if (!done) {
+      TRY_ASSIGN(done, apply::is_recorded(store, *database));
+      if (done) TRY(placement.reset_wal_only(database->name(), database->page_size()));
+    }
     if (done) {
-      TRY(placement.drop_wal_index(database->name()));
+      TRY(placement.empty_wal_index(database->name()));
     } else {
       TRY(apply::recover_database(placement, *database));
     }
