@@ -1,5 +1,7 @@
 #include "base/os.h"
 
+#include "base/real_file.h"
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,80 +12,6 @@
 namespace sluice {
 namespace {
 
-class RealFile final : public File {
- public:
-  RealFile(UniqueFd fd, std::string path, bool writable)
-      : fd_(std::move(fd)), path_(std::move(path)), writable_(writable) {}
-
-  Result<std::size_t> read_at(std::uint64_t offset, ByteSpan out) const override {
-    std::size_t done = 0;
-    while (done < out.size()) {
-      const ssize_t n =
-          ::pread(fd_.get(), out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
-      if (n < 0) {
-        if (errno == EINTR) continue;
-        return errno_error("read " + path_, errno);
-      }
-      if (n == 0) break;
-      done += static_cast<std::size_t>(n);
-    }
-    return done;
-  }
-
-  Result<void> write_at(std::uint64_t offset, ByteView data) override {
-    std::size_t done = 0;
-    while (done < data.size()) {
-      const ssize_t n =
-          ::pwrite(fd_.get(), data.data() + done, data.size() - done, static_cast<off_t>(offset + done));
-      if (n < 0) {
-        if (errno == EINTR) continue;
-        return errno_error("write " + path_, errno);
-      }
-      done += static_cast<std::size_t>(n);
-    }
-    return {};
-  }
-
-  Result<void> sync_data() override {
-    if (::fdatasync(fd_.get()) != 0) return errno_error("fdatasync " + path_, errno);
-    return {};
-  }
-
-  void start_writeback(std::uint64_t offset, std::uint64_t length) override {
-    (void)::sync_file_range(fd_.get(), static_cast<off64_t>(offset), static_cast<off64_t>(length), SYNC_FILE_RANGE_WRITE);
-  }
-
-  void forget_cached(std::uint64_t offset, std::uint64_t length) override {
-    (void)::posix_fadvise(fd_.get(), static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_DONTNEED);
-  }
-
-  Result<void> truncate(std::uint64_t size) override {
-    if (::ftruncate(fd_.get(), static_cast<off_t>(size)) != 0) return errno_error("truncate " + path_, errno);
-    return {};
-  }
-
-  Result<std::uint64_t> size() const override {
-    struct stat st {};
-    if (::fstat(fd_.get(), &st) != 0) return errno_error("stat " + path_, errno);
-    return static_cast<std::uint64_t>(st.st_size);
-  }
-
-  Result<Mapping> map_shared(std::size_t length) override {
-    const int protection = writable_ ? PROT_READ | PROT_WRITE : PROT_READ;
-    void* address = ::mmap(nullptr, length, protection, MAP_SHARED, fd_.get(), 0);
-    if (address == MAP_FAILED) return errno_error("mmap " + path_, errno);
-    return Mapping(address, length);
-  }
-
-  int fd() const override { return fd_.get(); }
-  const std::string& path() const override { return path_; }
-
- private:
-  UniqueFd fd_;
-  std::string path_;
-  bool writable_;
-};
-
 class RealFileSystem final : public FileSystem {
  public:
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode) override {
@@ -92,7 +20,7 @@ class RealFileSystem final : public FileSystem {
     if (mode.exclusive) flags |= O_EXCL;
     UniqueFd fd(::open(path.c_str(), flags, 0644));
     if (!fd) return errno_error("open " + path, errno);
-    return std::unique_ptr<File>(std::make_unique<RealFile>(std::move(fd), path, mode.write));
+    return make_real_file(std::move(fd), path, mode.write);
   }
 
   Result<void> rename(const std::string& from, const std::string& to) override {
@@ -155,6 +83,13 @@ class RealFileSystem final : public FileSystem {
     UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!fd) return errno_error("open directory " + path, errno);
     if (::fsync(fd.get()) != 0) return errno_error("fsync directory " + path, errno);
+    return {};
+  }
+
+  Result<void> sync_everything(const std::string& path) override {
+    UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!fd) return errno_error("open directory " + path, errno);
+    if (::syncfs(fd.get()) != 0) return errno_error("syncfs " + path, errno);
     return {};
   }
 };

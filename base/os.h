@@ -33,7 +33,9 @@ class File {
   virtual Result<std::uint64_t> size() const = 0;
   /// Shared mapping of [0, length), read-write if the file is open for writing.
   virtual Result<Mapping> map_shared(std::size_t length) = 0;
-  /// The descriptor, for locks and fstat only.
+  /// Stores through a mapping changed the file; what is not synced yet must not be forgotten (see real_file_system()).
+  virtual void changed_through_mapping() {}
+  /// The descriptor, for locks and fstat only; from then on it stays open.
   virtual int fd() const = 0;
   virtual const std::string& path() const = 0;
 };
@@ -64,10 +66,21 @@ class FileSystem {
   virtual Result<std::vector<DirEntry>> list(const std::string& path) = 0;
   /// fsync of the directory: makes creations, renames and removals in it durable.
   virtual Result<void> sync_directory(const std::string& path) = 0;
+  /// syncfs: makes everything in the file system that `path` is in durable. Errc::unsupported: not known to this one; sync file
+  /// by file.
+  virtual Result<void> sync_everything(const std::string& path) {
+    return make_error(Errc::unsupported, "sync of the whole file system of " + path);
+  }
 };
 
-/// The machine's file system. Lives for the whole process.
+/// The machine's file system. Lives for the whole process. Its files share a bounded number of descriptors: one that was not used
+/// lately is closed and opened again by its name when it is next used, which fails with Errc::not_found if the name has gone or leads
+/// to another file by then. Never closed: what has changes that were not synced (a failed write to the disk would be forgotten
+/// with the descriptor), what has lost its name already, what fd() was asked for.
 FileSystem& real_file_system();
+/// That number. At the start a quarter of RLIMIT_NOFILE, at most 1024.
+void set_open_file_limit(std::size_t limit);
+std::size_t open_file_count();
 
 /// The whole file; Errc::too_large over `limit_bytes`.
 Result<Bytes> read_file(FileSystem& fs, const std::string& path, std::uint64_t limit_bytes);

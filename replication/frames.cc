@@ -56,6 +56,8 @@ void put(const Welcome& m, stream::Frame& f) {
   out->set_hostname(m.hostname);
   out->set_epoch(m.epoch.value());
   out->set_window_bytes(m.window_bytes);
+  out->set_primary_hostname(m.primary_hostname);
+  for (const NodeId node : m.path) out->add_path(node.value());
 }
 void put(const DatabaseStart& m, stream::Frame& f) {
   auto* out = f.mutable_database_start();
@@ -155,6 +157,8 @@ void put(const PageSums& m, stream::Frame& f) {
 void put(const Heartbeat& m, stream::Frame& f) {
   f.mutable_heartbeat()->set_wall_ms(m.wall_ms);
   f.mutable_heartbeat()->set_behind_ms(m.behind_ms);
+  f.mutable_heartbeat()->set_primary_hostname(m.primary_hostname);
+  for (const NodeId node : m.path) f.mutable_heartbeat()->add_path(node.value());
 }
 void put(const ErrorFrame& m, stream::Frame& f) {
   f.mutable_error()->set_code(static_cast<stream::ErrorCode>(m.code));
@@ -165,6 +169,14 @@ void put(const Goodbye& m, stream::Frame& f) { f.mutable_goodbye()->set_reason(m
 // --- decoding ---
 
 Error bad(std::string what) { return make_error(Errc::protocol, "peer broke the protocol: " + std::move(what)); }
+
+template <class Ids>
+Result<NodePath> path_from_wire(const Ids& ids) {
+  if (static_cast<std::size_t>(ids.size()) > kMaxPath) return bad("a path of too many nodes");
+  NodePath path;
+  for (const auto id : ids) path.emplace_back(id);
+  return path;
+}
 
 Result<void> check_text(const std::string& text, std::string_view what, std::size_t limit = kMaxText) {
   if (text.size() > limit) return bad(fmt::format("{} of {} bytes, at most {} are allowed", what, text.size(), limit));
@@ -293,7 +305,10 @@ Result<Message> decode_general(const stream::Frame& f) {
     case stream::Frame::kWelcome: {
       const auto& m = f.welcome();
       TRY(check_text(m.hostname(), "a host name"));
-      return Message(Welcome{m.version(), NodeId(m.node_id()), m.hostname(), Epoch(m.epoch()), m.window_bytes()});
+      TRY(check_text(m.primary_hostname(), "a host name"));
+      TRY_ASSIGN(NodePath path, path_from_wire(m.path()));
+      return Message(Welcome{m.version(), NodeId(m.node_id()), m.hostname(), Epoch(m.epoch()), m.window_bytes(),
+                             m.primary_hostname(), std::move(path)});
     }
     case stream::Frame::kReady: return Message(Ready{});
     case stream::Frame::kAck: {
@@ -306,7 +321,12 @@ Result<Message> decode_general(const stream::Frame& f) {
       TRY(check_text(m.reason(), "a reason"));
       return Message(ResyncRequest{m.name(), m.attempt(), from_wire(m.pos()), m.snapshot(), m.reason()});
     }
-    case stream::Frame::kHeartbeat: return Message(Heartbeat{f.heartbeat().wall_ms(), f.heartbeat().behind_ms()});
+    case stream::Frame::kHeartbeat: {
+      const auto& m = f.heartbeat();
+      TRY(check_text(m.primary_hostname(), "a host name"));
+      TRY_ASSIGN(NodePath path, path_from_wire(m.path()));
+      return Message(Heartbeat{m.wall_ms(), m.behind_ms(), m.primary_hostname(), std::move(path)});
+    }
     case stream::Frame::kError: {
       TRY(check_text(f.error().text(), "an error text"));
       return Message(ErrorFrame{wire_error(f.error().code()), f.error().text()});

@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/errors.h"
+#include "replication/chain.h"
 #include "storage/ids.h"
 
 namespace sluice::replication {
@@ -51,6 +52,8 @@ struct Welcome {
   std::string hostname;
   Epoch epoch;
   std::uint64_t window_bytes = 0;
+  std::string primary_hostname{};  ///< empty: the sender is the primary
+  NodePath path{};                 ///< up to the sender
 };
 struct DatabaseStart {
   std::uint32_t id = 0;
@@ -148,6 +151,8 @@ struct PageSums {
 struct Heartbeat {
   std::int64_t wall_ms = 0;
   std::uint64_t behind_ms = 0;
+  std::string primary_hostname{};  ///< from the node above only; as in Welcome
+  NodePath path{};
 };
 enum class WireError { internal, protocol, version, stale_epoch, self, too_large, busy };
 struct ErrorFrame {

@@ -54,6 +54,7 @@ class PublisherImpl final : public Publisher, public ReplicaSession::Owner {
   void stop() override EXCLUDES(mutex_);
   void on_appended(storage::Database&) override {}  // I2: not before it is durable
   void on_durable(storage::Database& database) override EXCLUDES(mutex_);
+  void on_removed(const std::string& name) override EXCLUDES(mutex_);
 
  private:
   using Sessions = std::vector<std::shared_ptr<ReplicaSession>>;
@@ -228,6 +229,23 @@ void PublisherImpl::database_added(const std::string& name) {
     if (it != databases_.end()) it->second.tail = std::make_shared<Tail>();
   }
   wake_later(name);
+}
+
+// Only on a replica, whose primary does not have it: those below are told.
+void PublisherImpl::on_removed(const std::string& name) {
+  {
+    MutexLock lock(mutex_);
+    if (stopped_) return;
+    databases_.erase(name);
+  }
+  loop_.post([this, name] {
+    Sessions sessions;
+    {
+      MutexLock lock(mutex_);
+      sessions = sessions_;
+    }
+    for (const auto& session : sessions) session->database_removed(name);
+  });
 }
 
 std::vector<ReplicaStatus> PublisherImpl::replicas() const {

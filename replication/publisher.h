@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/thread_pool.h"
+#include "replication/chain.h"
 #include "storage/store.h"
 
 namespace sluice::replication {
@@ -18,6 +20,9 @@ namespace sluice::replication {
 struct PublisherOptions {
   std::string hostname;
   Epoch epoch{1};
+  /// Set on a replica that serves replicas: what it knows of the nodes above it (`epoch` is then of no meaning). Called on the
+  /// publisher's thread, until stop() returns.
+  std::function<Upstream()> upstream;
   std::uint32_t chunk_bytes = 256 * 1024;      ///< largest piece of one database before others get their turn
   std::uint64_t window_bytes = 8u << 20;       ///< unacknowledged bytes a database may have in flight
   int heartbeat_ms = 1000;

@@ -32,6 +32,13 @@ void ReplicaSession::wake(const std::shared_ptr<Tracked>& tracked) {
   if (phase_ == Phase::streaming) sender_->wake(tracked);
 }
 
+void ReplicaSession::database_removed(const std::string& name) {
+  if (phase_ != Phase::streaming) return;  // the list at the beginning will not have it
+  sender_->remove(name);
+  MutexLock lock(status_mutex_);
+  databases_.erase(name);
+}
+
 void ReplicaSession::offer(const TailBatch& batch) {
   if (phase_ == Phase::streaming) sender_->offer(batch);
 }
@@ -77,6 +84,17 @@ void ReplicaSession::handle_hello(const Hello& hello) {
                               newer ? hello.min_version : hello.max_version, newer ? kMaxVersion : kMinVersion,
                               newer ? "primary" : "replica"));
   }
+  Welcome welcome;
+  welcome.epoch = context_.options.epoch;
+  if (context_.options.upstream) {
+    Upstream upstream = context_.options.upstream();
+    if (const auto circle = check_circle(upstream, hello.node_id); circle.has_error()) {
+      return refuse(WireError::self, circle.error().message);
+    }
+    welcome.epoch = upstream.epoch;
+    welcome.primary_hostname = std::move(upstream.primary_hostname);
+    welcome.path = std::move(upstream.path);
+  }
   if (hello.node_id == context_.store.node_id()) {
     return refuse(WireError::self,
                   fmt::format("node {} connected to itself: its primary URL points to its own address, or its data "
@@ -93,23 +111,23 @@ void ReplicaSession::handle_hello(const Hello& hello) {
     status_.connected_ms = context_.clock.wall_ms();
   }
   phase_ = Phase::positions;
-  Welcome welcome;
+  welcome.path.push_back(context_.store.node_id());
   welcome.version = std::min(hello.max_version, kMaxVersion);
   welcome.node_id = context_.store.node_id();
   welcome.hostname = context_.options.hostname;
-  welcome.epoch = context_.options.epoch;
   welcome.window_bytes = context_.options.window_bytes;
   sender_->set_version(welcome.version);
   connection_->send(welcome);
 }
 
 void ReplicaSession::handle_positions(Positions& positions) {
+  const Epoch own = epoch();
   for (auto& entry : positions.databases) {
-    if (entry.epoch > context_.options.epoch) {
+    if (entry.epoch > own) {
       return refuse(WireError::stale_epoch,
                     fmt::format("replica {} has seen epoch {} of {}, this primary's is {}: another node became "
                                 "primary after this one",
-                                name_, entry.epoch, entry.name, context_.options.epoch));
+                                name_, entry.epoch, entry.name, own));
     }
     if (announced_.size() >= kMaxDatabases) {
       return refuse(WireError::too_large, fmt::format("more than {} databases", kMaxDatabases));
@@ -119,7 +137,27 @@ void ReplicaSession::handle_positions(Positions& positions) {
       return refuse(WireError::protocol, "a database was announced twice");
     }
   }
-  if (positions.last) begin_streams();
+  if (!positions.last) return;
+  phase_ = Phase::waiting;
+  begin_if_caught_up();
+}
+
+Epoch ReplicaSession::epoch() const {
+  return context_.options.upstream ? context_.options.upstream().epoch : context_.options.epoch;
+}
+
+Result<void> ReplicaSession::check_circle(const Upstream& upstream, NodeId replica) const {
+  if (!leads_through(upstream.path, replica)) return {};
+  return make_error(Errc::invalid_argument,
+                    fmt::format("node {} gets its data from the very node {} that asks for them here: the primary URLs lead in "
+                                "a circle; one of these nodes must be the primary, or point to it",
+                                context_.options.hostname, to_hex(replica.value())));
+}
+
+// A replica that serves replicas has nothing to say before it knows where the primary is.
+void ReplicaSession::begin_if_caught_up() {
+  if (context_.options.upstream && !context_.options.upstream().lag_ms) return;
+  begin_streams();
 }
 
 void ReplicaSession::begin_streams() {
@@ -165,11 +203,40 @@ void ReplicaSession::handle_ack(const Ack& ack) {
   database.applied = ack.applied;
 }
 
+// False: refused.
+bool ReplicaSession::send_heartbeat() {
+  if (phase_ != Phase::streaming && phase_ != Phase::waiting) return true;
+  Heartbeat heartbeat;
+  heartbeat.wall_ms = context_.clock.wall_ms();
+  heartbeat.behind_ms = sender_->behind_ms();
+  if (context_.options.upstream) {
+    Upstream upstream = context_.options.upstream();
+    NodeId replica;
+    {
+      MutexLock lock(status_mutex_);
+      replica = status_.node_id;
+    }
+    // Those above may have changed since it connected.
+    if (const auto circle = check_circle(upstream, replica); circle.has_error()) {
+      refuse(WireError::self, circle.error().message);
+      return false;
+    }
+    heartbeat.behind_ms += static_cast<std::uint64_t>(std::max<std::int64_t>(upstream.lag_ms.value_or(0), 0));
+    heartbeat.primary_hostname = std::move(upstream.primary_hostname);
+    heartbeat.path = std::move(upstream.path);
+  }
+  heartbeat.path.push_back(context_.store.node_id());
+  connection_->send(heartbeat);
+  if (phase_ == Phase::waiting) begin_if_caught_up();
+  return true;
+}
+
 // Also the watch over the peer: whoever says nothing for peer_timeout_ms is gone, whatever TCP thinks.
 void ReplicaSession::heartbeat() {
   const auto timeout = std::chrono::milliseconds(context_.options.peer_timeout_ms);
   const bool silent = context_.clock.now() - connection_->last_heard() > timeout;
-  const bool never_greeted = phase_ != Phase::streaming && context_.clock.now() - started_ > 2 * timeout;
+  const bool greeting = phase_ == Phase::hello || phase_ == Phase::positions;
+  const bool never_greeted = greeting && context_.clock.now() - started_ > 2 * timeout;
   if (silent || never_greeted) {
     return on_closed(make_error(Errc::deadline, fmt::format("nothing was heard for {} ms",
                                                             context_.options.peer_timeout_ms)));
@@ -178,7 +245,7 @@ void ReplicaSession::heartbeat() {
     return on_closed(make_error(Errc::deadline, fmt::format("it has read nothing for {} ms",
                                                             context_.options.stall_timeout_ms)));
   }
-  if (phase_ == Phase::streaming) connection_->send(Heartbeat{context_.clock.wall_ms(), sender_->behind_ms()});
+  if (!send_heartbeat()) return;
   heartbeat_timer_.start(std::chrono::milliseconds(context_.options.heartbeat_ms), [this] { heartbeat(); });
   MutexLock lock(status_mutex_);
   status_.bytes_sent = connection_->bytes_sent();

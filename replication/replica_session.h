@@ -33,6 +33,7 @@ class ReplicaSession : public Connection::Handler, public std::enable_shared_fro
   void start(UniqueFd socket, Bytes early);
   void wake(const std::shared_ptr<Tracked>& tracked);
   void offer(const TailBatch& batch);
+  void database_removed(const std::string& name);
   /// From now on the owner hears of progress, and drained() is true once the replica has confirmed everything (or is gone).
   void begin_drain();
   bool drained();
@@ -42,7 +43,13 @@ class ReplicaSession : public Connection::Handler, public std::enable_shared_fro
   std::optional<ReplicaStatus> status() const EXCLUDES(status_mutex_);
 
  private:
-  enum class Phase { hello, positions, streaming, closed };
+  enum class Phase {
+    hello,
+    positions,
+    waiting,  // until this node, itself a replica, has caught up
+    streaming,
+    closed
+  };
 
   void on_frame(Frame& frame) override;
   void on_written() override;
@@ -51,8 +58,12 @@ class ReplicaSession : public Connection::Handler, public std::enable_shared_fro
   void handle_hello(const Hello& hello);
   void handle_positions(Positions& positions);
   void begin_streams();
+  void begin_if_caught_up();
+  Epoch epoch() const;
+  Result<void> check_circle(const Upstream& upstream, NodeId replica) const;
   void handle_ack(const Ack& ack);
   void heartbeat();
+  bool send_heartbeat();
   /// Refuses: an Error frame, then the end. Logged.
   void refuse(WireError code, const std::string& text);
   void end();

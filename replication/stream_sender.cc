@@ -89,16 +89,15 @@ void StreamSender::wake(const std::shared_ptr<Tracked>& tracked) {
     bool counted = false;
     // Another database of that name: the replica has what it was sent of the old one.
     if (const auto old = numbers_.find(tracked->database->name()); old != numbers_.end()) {
-      Stream& gone = streams_[old->second];
+      const Stream& gone = streams_[old->second];
       pos = gone.cursor.sent;
       waiting = gone.state == State::waiting;
       attempt = gone.attempt;
-      if (gone.snapshot) gone.snapshot->cancel();
       counted = gone.counted;
-      outstanding_ -= gone.sent - gone.acknowledged;
-      busy_.erase(old->second);
-      snapshots_.erase(old->second);
-      streams_.erase(old->second);
+      drop(old->second);
+    } else if (const auto removed = removed_.find(tracked->database->name()); removed != removed_.end()) {
+      attempt = removed->second;
+      removed_.erase(removed);
     }
     add(tracked, pos, waiting, attempt);
     streams_.at(tracked->id).counted = counted;  // Ready waits for this one instead
@@ -114,6 +113,27 @@ void StreamSender::wake(const std::shared_ptr<Tracked>& tracked) {
     case State::blocked:
     case State::delayed: break;  // will read all that is durable when its turn comes
   }
+}
+
+void StreamSender::drop(std::uint32_t id) {
+  const Stream& gone = streams_.at(id);
+  if (gone.snapshot) gone.snapshot->cancel();
+  outstanding_ -= gone.sent - gone.acknowledged;
+  busy_.erase(id);
+  snapshots_.erase(id);
+  streams_.erase(id);
+}
+
+void StreamSender::remove(const std::string& name) {
+  const auto it = numbers_.find(name);
+  if (it == numbers_.end()) return;
+  Stream& gone = streams_.at(it->second);
+  removed_[name] = gone.attempt;
+  if (gone.counted) --unready_;
+  drop(it->second);
+  numbers_.erase(it);
+  connection_.send(DatabaseUnknown{name});
+  send_ready_if_due();
 }
 
 void StreamSender::offer(const TailBatch& batch) {

@@ -61,6 +61,8 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   /// Something became durable, or the database is new or another one of that name.
   void wake(const std::shared_ptr<Tracked>& tracked);
   void offer(const TailBatch& batch);
+  /// This node does not have the database any more: the replica is told, too.
+  void remove(const std::string& name);
   /// Errc::protocol when the acknowledgement cannot be.
   Result<void> acknowledge(const Ack& ack);
   void resync(const ResyncRequest& request);
@@ -113,6 +115,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
     std::optional<Error> error;
   };
 
+  void drop(std::uint32_t id);
   Stream* find(const std::shared_ptr<Tracked>& tracked);
   void set_state(Stream& stream, State state);
   void enqueue(Stream& stream);
@@ -141,6 +144,7 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   bool cancelled_ = false;
   std::unordered_map<std::uint32_t, Stream> streams_;       // by number
   std::unordered_map<std::string, std::uint32_t> numbers_;  // by name
+  std::unordered_map<std::string, std::uint32_t> removed_;  // name to attempt
   std::uint32_t highest_number_ = 0;
   std::deque<std::uint32_t> runnable_;
   std::unordered_set<std::uint32_t> busy_;

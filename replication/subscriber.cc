@@ -47,6 +47,7 @@ class SubscriberImpl final : public Subscriber, public UpstreamSession::Owner {
   ~SubscriberImpl() override { stop(); }
 
   SubscriberStatus status() const override EXCLUDES(mutex_);
+  Upstream upstream() const override EXCLUDES(mutex_);
   void stop() override EXCLUDES(mutex_);
 
  private:
@@ -55,12 +56,13 @@ class SubscriberImpl final : public Subscriber, public UpstreamSession::Owner {
   void failed(const Error& error) EXCLUDES(mutex_);
   void on_news(std::shared_ptr<DatabaseFeed> feed);
   Duration lag(MonotonicTime now) const REQUIRES(mutex_);
+  void note_chain(std::string_view primary_hostname, const NodePath& path) REQUIRES(mutex_);
 
   const Feeds& feeds() const override NO_THREAD_SAFETY_ANALYSIS { return feeds_; }  // loop thread, the only writer
   std::shared_ptr<DatabaseFeed> feed(const std::string& name) override EXCLUDES(mutex_);
-  void session_welcomed(const std::string& primary_hostname) override EXCLUDES(mutex_);
+  void session_welcomed(const Welcome& welcome) override EXCLUDES(mutex_);
   void session_synced() override EXCLUDES(mutex_);
-  void session_heartbeat(std::uint64_t behind_ms) override EXCLUDES(mutex_);
+  void session_heartbeat(const Heartbeat& heartbeat) override EXCLUDES(mutex_);
   void session_resync() override EXCLUDES(mutex_);
   void session_ended(const Error& error) override;
 
@@ -140,14 +142,36 @@ void SubscriberImpl::on_news(std::shared_ptr<DatabaseFeed> feed) {
   });
 }
 
-void SubscriberImpl::session_welcomed(const std::string& primary_hostname) {
-  LOG_INFO("connected to the primary {} ({})", primary_hostname, options_.primary_url);
+void SubscriberImpl::session_welcomed(const Welcome& welcome) {
+  if (welcome.path.size() <= 1) {
+    LOG_INFO("connected to the primary {} ({})", welcome.hostname, options_.primary_url);
+  } else {
+    LOG_INFO("connected to the replica {} ({}) of the primary {}", welcome.hostname, options_.primary_url, welcome.primary_hostname);
+  }
   logged_error_.clear();
   MutexLock lock(mutex_);
   status_.connected = true;
-  status_.primary_hostname = primary_hostname;
+  status_.upstream_hostname = welcome.hostname;
+  status_.epoch = welcome.epoch;
+  note_chain(welcome.primary_hostname, welcome.path);
   status_.last_error.clear();
   primary_behind_ = {};
+}
+
+void SubscriberImpl::note_chain(std::string_view primary_hostname, const NodePath& path) {
+  // Nodes of an older version say nothing of this, and are primaries.
+  status_.primary_hostname = path.size() <= 1 ? status_.upstream_hostname : std::string(primary_hostname);
+  status_.path = path;
+}
+
+Upstream SubscriberImpl::upstream() const {
+  MutexLock lock(mutex_);
+  Upstream upstream{status_.primary_hostname, status_.epoch, status_.path, std::nullopt};
+  if (!status_.connected) upstream.path.clear();
+  if (!ever_synced_) return upstream;
+  const MonotonicTime now = clock_.now();
+  upstream.lag_ms = to_ms(status_.synced ? lag(now) : now - known_synced_);
+  return upstream;
 }
 
 void SubscriberImpl::session_synced() {
@@ -158,10 +182,11 @@ void SubscriberImpl::session_synced() {
   known_synced_ = clock_.now();
 }
 
-void SubscriberImpl::session_heartbeat(std::uint64_t behind_ms) {
+void SubscriberImpl::session_heartbeat(const Heartbeat& heartbeat) {
   MutexLock lock(mutex_);
   // A number from the network: bounded before it is calculated with.
-  primary_behind_ = std::chrono::milliseconds(std::min<std::uint64_t>(behind_ms, std::uint64_t{1} << 40));
+  primary_behind_ = std::chrono::milliseconds(std::min<std::uint64_t>(heartbeat.behind_ms, std::uint64_t{1} << 40));
+  note_chain(heartbeat.primary_hostname, heartbeat.path);
   status_.bytes_received += session_->take_bytes_received();
   if (status_.synced) known_synced_ = clock_.now() - lag(clock_.now());
 }

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/thread_pool.h"
+#include "replication/chain.h"
 #include "storage/replica.h"
 
 namespace sluice::replication {
@@ -29,7 +30,10 @@ struct SubscriberOptions {
 struct SubscriberStatus {
   bool connected = false;
   bool synced = false;             ///< connected and has been caught up with every database since connecting
-  std::string primary_hostname;    ///< empty: never heard
+  std::string primary_hostname;    ///< of the primary itself; empty: never heard
+  std::string upstream_hostname;   ///< of the node that this one is connected to: the primary, or a replica of it
+  NodePath path;                   ///< from the primary to that node
+  Epoch epoch;                     ///< the primary's
   std::string last_error;          ///< of the last failed attempt, empty while connected
   /// Milliseconds between the primary's newest timestamp heard and what is applied; nullopt: never synchronised.
   std::optional<std::int64_t> lag_ms;
@@ -44,6 +48,8 @@ class Subscriber {
                                             SubscriberOptions options);
   virtual ~Subscriber() = default;
   virtual SubscriberStatus status() const = 0;
+  /// For a publisher on the same node.
+  virtual Upstream upstream() const = 0;
   /// Disconnects and stops. Idempotent.
   virtual void stop() = 0;
 };

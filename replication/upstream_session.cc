@@ -102,6 +102,7 @@ void UpstreamSession::handle_welcome(const Welcome& welcome) {
                                               "the primary has this node's own id: the primary URL points to this "
                                               "node, or its data directory is a copy"));
   }
+  if (leads_through(welcome.path, options_.node_id)) return refuse_circle();
   if (welcome.epoch < newest_epoch_) {
     return refuse(WireError::stale_epoch,
                   make_error(Errc::stale_epoch, fmt::format("the primary {} is of epoch {}, this node has seen {}",
@@ -112,15 +113,24 @@ void UpstreamSession::handle_welcome(const Welcome& welcome) {
   }
   welcomed_ = true;
   window_bytes_ = welcome.window_bytes;
-  owner_.session_welcomed(welcome.hostname);
+  owner_.session_welcomed(welcome);
   // What ended meanwhile gave its news before anybody could use them.
   for (auto& [name, entry] : links_)
     if (entry.was_busy) news(*entry.feed);
 }
 
+void UpstreamSession::refuse_circle() {
+  refuse(WireError::self, make_error(Errc::invalid_argument,
+                                     "the node above gets its data from this very node: the primary URLs lead in a circle; one "
+                                     "of these nodes must be the primary, or point to it"));
+}
+
 void UpstreamSession::handle_streaming(Frame& frame) {
   Message& message = frame.message;
-  if (auto* heartbeat = std::get_if<Heartbeat>(&message)) return owner_.session_heartbeat(heartbeat->behind_ms);
+  if (auto* heartbeat = std::get_if<Heartbeat>(&message)) {
+    if (leads_through(heartbeat->path, options_.node_id)) return refuse_circle();
+    return owner_.session_heartbeat(*heartbeat);
+  }
   if (auto* start = std::get_if<DatabaseStart>(&message)) return handle_start(*start);
   if (auto* unknown = std::get_if<DatabaseUnknown>(&message)) return handle_unknown(*unknown);
   if (std::holds_alternative<Ready>(message)) {
@@ -172,8 +182,14 @@ void UpstreamSession::handle_start(const DatabaseStart& start) {
 void UpstreamSession::handle_unknown(const DatabaseUnknown& unknown) {
   const auto it = links_.find(unknown.name);
   if (it == links_.end()) return;
-  it->second.was_busy = false;
-  it->second.feed->push(unknown, {}, true);
+  Link& entry = it->second;
+  entry.was_busy = false;
+  entry.feed->push(unknown, {}, true);
+  if (!entry.target) return;
+  // It was taken away while this node was catching up with it.
+  entry.target.reset();
+  --unsynced_;
+  if (ready_ && unsynced_ == 0 && !std::exchange(synced_, true)) owner_.session_synced();
 }
 
 void UpstreamSession::handle_content(Frame& frame) {

@@ -26,10 +26,10 @@ class UpstreamSession : public Connection::Handler {
     virtual const Feeds& feeds() const = 0;
     virtual std::shared_ptr<DatabaseFeed> feed(const std::string& name) = 0;
     /// The handshake is done.
-    virtual void session_welcomed(const std::string& primary_hostname) = 0;
+    virtual void session_welcomed(const Welcome& welcome) = 0;
     /// Connected and caught up with every database since connecting.
     virtual void session_synced() = 0;
-    virtual void session_heartbeat(std::uint64_t behind_ms) = 0;
+    virtual void session_heartbeat(const Heartbeat& heartbeat) = 0;
     virtual void session_resync() = 0;
     /// The last call; the session must not be destroyed inside.
     virtual void session_ended(const Error& error) = 0;
@@ -67,6 +67,7 @@ class UpstreamSession : public Connection::Handler {
   void on_broken(const Error& error) override;
   void on_closed(const Error& error) override;
   void greet();
+  void refuse_circle();
   void handle_welcome(const Welcome& welcome);
   void handle_streaming(Frame& frame);
   void handle_start(const DatabaseStart& start);

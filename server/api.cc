@@ -148,7 +148,7 @@ HttpResponse Api::handle(const HttpRequest& request) {
 }
 
 HttpResponse Api::ready() const {
-  const NodeStatus status = context_.status();
+  const NodeStatus status = context_.summary ? context_.summary() : context_.status();
   if (!status.ready()) return error_response(503, "not ready", status.not_ready_reason());
   HttpResponse response;
   response.body = "{\"status\":\"ready\"}\n";

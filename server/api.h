@@ -18,9 +18,11 @@ struct ApiContext {
   std::string primary_url;  ///< replica: where to send writers and other replicas
   std::string mountpoint;
   std::function<NodeStatus()> status;
+  /// The same without databases, however many there are; empty: status() does.
+  std::function<NodeStatus()> summary;
   /// Primary: captures what is committed before it is read. Replica: empty.
   std::function<Result<void>(const std::string&)> capture_now;
-  /// Primary: takes a replica's connection. Replica: empty.
+  /// Takes a replica's connection.
   std::function<void(UniqueFd, Bytes, std::string)> accept_stream;
 };
 

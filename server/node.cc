@@ -72,6 +72,9 @@ class StoreObserver final : public storage::DatabaseObserver {
   void on_durable(storage::Database& database) override {
     if (auto* publisher = publisher_.load()) publisher->on_durable(database);
   }
+  void on_removed(const std::string& name) override {
+    if (auto* publisher = publisher_.load()) publisher->on_removed(name);
+  }
 
  private:
   std::atomic<replication::Publisher*> publisher_{nullptr};
@@ -129,6 +132,8 @@ class NodeImpl final : public Node {
 
   Result<void> start();
   NodeStatus status() const override;
+  /// Without databases and what grows with them.
+  NodeStatus summary() const;
   std::uint16_t http_port() const override { return http_->port(); }
   int ended_fd() const override { return ended_.get(); }
   Result<void> stop() override;
@@ -292,9 +297,19 @@ Result<void> NodeImpl::start_replica() {
   storage::ReplicaOptions replica_options;
   replica_options.hold_write_locks = config_.replica_writes == ReplicaWrites::wait;
   replica_options.start_index_helper = start_index_process;
+  replica_options.start_asleep = true;
   TRY_ASSIGN(replica_, storage::Replica::open(*store_, mount_->access(), pool_, replica_options));
   live_replica_ = replica_.get();
   guard_->start_serving();
+  // Replicas of this replica: served from its own log, like any node's.
+  replication::PublisherOptions publisher_options;
+  publisher_options.hostname = hostname_;
+  publisher_options.upstream = [this] {
+    const auto* subscriber = live_subscriber_.load();
+    return subscriber != nullptr ? subscriber->upstream() : replication::Upstream{};
+  };
+  publisher_ = replication::Publisher::create(*store_, system_clock(), pool_, publisher_options);
+  observer_.set_publisher(publisher_.get());
   replication::SubscriberOptions subscriber_options;
   subscriber_options.primary_url = config_.primary_url;
   subscriber_options.hostname = hostname_;
@@ -313,12 +328,13 @@ void NodeImpl::serve_http() {
   context.primary_url = config_.primary_url;
   context.mountpoint = config_.mountpoint;
   context.status = [this] { return status(); };
+  context.summary = [this] { return summary(); };
   if (role_ == Role::primary) {
     context.capture_now = [this](const std::string& name) { return capture_->capture_now(name); };
-    context.accept_stream = [this](UniqueFd socket, Bytes early, std::string peer) {
-      publisher_->accept(std::move(socket), std::move(early), std::move(peer));
-    };
   }
+  context.accept_stream = [this](UniqueFd socket, Bytes early, std::string peer) {
+    publisher_->accept(std::move(socket), std::move(early), std::move(peer));
+  };
   api_ = std::make_unique<Api>(std::move(context));
   http_->serve(*api_);
 }
@@ -347,7 +363,7 @@ std::optional<Pos> NodeImpl::position(const std::string& name) const {
   return database->pos();
 }
 
-NodeStatus NodeImpl::status() const {
+NodeStatus NodeImpl::summary() const {
   NodeStatus s;
   s.role = role_;
   s.node_id = store_->node_id();
@@ -359,6 +375,13 @@ NodeStatus NodeImpl::status() const {
       std::chrono::duration_cast<std::chrono::milliseconds>(system_clock().now() - started_).count();
   s.mountpoint = config_.mountpoint;
   s.data_dir = config_.data_dir;
+  if (subscriber_) s.subscriber = subscriber_->status();
+  if (role_ == Role::replica) s.primary_hostname = primary_host();
+  return s;
+}
+
+NodeStatus NodeImpl::status() const {
+  NodeStatus s = summary();
   for (const auto& database : store_->list()) {
     if (database->pos().txid == Txid(0) && database->fault().empty()) continue;
     DatabaseStatus one = database_status(*database, store_->backing_path(database->name()));
@@ -370,8 +393,6 @@ NodeStatus NodeImpl::status() const {
       if (DatabaseStatus* one = s.find(applied->name())) one->applied = applied->applied();
   }
   if (publisher_) s.replicas = publisher_->replicas();
-  if (subscriber_) s.subscriber = subscriber_->status();
-  if (role_ == Role::replica) s.primary_hostname = primary_host();
   if (capture_) s.capture = capture_numbers(capture_->counters());
   if (mount_) s.fuse_requests = mount_->request_counts();
   if (mount_) s.io = mount_->io_path() == fuse::IoPath::native ? "native" : "plain";

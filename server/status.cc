@@ -122,14 +122,14 @@ std::string status_json(const NodeStatus& s) {
                    {"ready", s.ready()},
                    {"databases", std::move(databases)}};
   if (!s.advertise_url.empty()) out["advertise_url"] = s.advertise_url;
-  if (s.role == storage::Role::primary) {
-    json::array replicas;
-    for (const auto& r : s.replicas) replicas.push_back(replica_json(r, s));
-    out["replicas"] = std::move(replicas);
-  } else {
+  json::array replicas;
+  for (const auto& r : s.replicas) replicas.push_back(replica_json(r, s));
+  out["replicas"] = std::move(replicas);  // a replica can have some, too
+  if (s.role == storage::Role::replica) {
     json::object primary{{"url", s.primary_url}, {"hostname", clean_utf8(s.primary_hostname)}};
     if (s.subscriber) {
       primary["connected"] = s.subscriber->connected;
+      if (s.subscriber->path.size() > 1) primary["via"] = clean_utf8(s.subscriber->upstream_hostname);
       primary["synced"] = s.subscriber->synced;
       primary["last_error"] = clean_utf8(s.subscriber->last_error);
       primary["bytes_received"] = s.subscriber->bytes_received;

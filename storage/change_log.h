@@ -33,6 +33,8 @@ struct RecordInfo {
 
 struct ChangeLogOptions {
   std::uint64_t segment_size = 64u << 20;  ///< a segment is sealed at the first record end past this, bytes
+  /// open(): records up to here are known to be on disk (page checksums whose checkpoint it is): their images are not read.
+  Txid known_durable{};
 };
 
 struct RetentionPolicy {
@@ -43,7 +45,8 @@ struct RetentionPolicy {
 class ChangeLog {
  public:
   /// Opens the log in directory `dir` (created if missing), verifies the last segment record by record and cuts a torn
-  /// tail. Errc::corrupt (naming file and offset) when a record before the tail is damaged or segments do not join.
+  /// tail. Errc::corrupt (naming file and offset) when a record before the tail is damaged or segments do not join. Syncs
+  /// nothing (there can be thousands of logs): synced() is what is known to be on disk, the next sync() sees to the rest.
   static Result<std::unique_ptr<ChangeLog>> open(FileSystem& fs, std::string dir, ChangeLogOptions options);
   ~ChangeLog();
 
@@ -81,7 +84,13 @@ class ChangeLog {
   /// Makes everything appended before the call durable in the log, and releases nothing.
   Result<void> flush();
 
-  /// A record and its image. The handle keeps the segment readable while retention removes it.
+  /// Somebody has synced the whole file system: everything up to `upto` is released.
+  void note_durable(Txid upto);
+  /// The appender's, when nothing was appended for a while: gives back memory, and to the file system what was allocated ahead.
+  Result<void> rest();
+
+  /// A record and its image. Retention may remove the segment while the handle lives; reading it then fails with
+  /// Errc::not_found, if it was not read for so long that its descriptor went to other files (base/os.h).
   struct Handle {
     RecordInfo info;
     std::shared_ptr<const File> file;

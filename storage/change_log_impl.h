@@ -49,6 +49,7 @@ struct ChangeLog::Impl {
       : fs(file_system), dir(std::move(directory)), options(log_options) {}
 
   Result<void> load() EXCLUDES(mutex);
+  Result<std::vector<DirEntry>> list_or_make();
   Result<void> load_segments(const std::vector<Txid>& names) EXCLUDES(mutex);
   Result<void> join(const Segment& next, Segment& before) const;
   Result<void> load_tail(bool distrusted) EXCLUDES(mutex);
@@ -68,6 +69,8 @@ struct ChangeLog::Impl {
   void publish(const RecordInfo& info, std::uint64_t at) EXCLUDES(mutex);
   Result<void> flush() EXCLUDES(mutex);
   Result<Txid> sync(std::optional<Txid> content) EXCLUDES(mutex);
+  void note_durable(Txid upto) EXCLUDES(mutex);
+  Result<void> rest() EXCLUDES(mutex);
   void note_failed_sync();
   void forget_cached(File& file, std::uint64_t durable_end);
   Result<void> rewrite(std::uint64_t from, std::uint64_t to);

@@ -8,9 +8,15 @@ namespace sluice::storage {
 
 using log_format::kSegmentHeaderSize;
 
-Result<void> ChangeLog::Impl::load() {
+Result<std::vector<DirEntry>> ChangeLog::Impl::list_or_make() {
+  auto entries = fs.list(dir);
+  if (entries.has_value() || entries.error().code != Errc::not_found) return entries;
   TRY(fs.make_directories(dir));
-  TRY_ASSIGN(const auto entries, fs.list(dir));
+  return fs.list(dir);
+}
+
+Result<void> ChangeLog::Impl::load() {
+  TRY_ASSIGN(const auto entries, list_or_make());
   std::vector<Txid> names;
   bool distrusted = false;
   for (const DirEntry& entry : entries) {
@@ -38,7 +44,11 @@ Result<void> ChangeLog::Impl::load_segments(const std::vector<Txid>& names) {
   for (const Txid name : names) {
     auto segment = std::make_shared<Segment>();
     segment->path = dir + "/" + log_format::segment_name(name);
-    TRY_ASSIGN(const auto file, fs.open(segment->path, {}));
+    // The last one is gone on with.
+    const OpenMode mode{.write = name == names.back()};
+    TRY_ASSIGN(auto opened, fs.open(segment->path, mode));
+    const std::shared_ptr<File> file = std::move(opened);
+    if (mode.write) current = file;
     TRY_ASSIGN(segment->header, read_segment_header(*file));
     TRY_ASSIGN(segment->end, file->size());
     newest = std::max(newest, segment->header.generation);
@@ -80,30 +90,38 @@ Result<void> ChangeLog::Impl::load_tail(bool distrusted) {
   MutexLock lock(mutex);
   if (segments.empty()) return {};
   Segment& segment = *segments.back();
-  TRY_ASSIGN(auto file, fs.open(segment.path, {.write = true}));
-  current = std::move(file);
+  if (current == nullptr || current->path() != segment.path) {
+    TRY_ASSIGN(auto file, fs.open(segment.path, {.write = true}));
+    current = std::move(file);
+  }
   segment.file = current;
-  TRY_ASSIGN(const RecoveredTail tail, recover_tail(current, segment));
+  TRY_ASSIGN(const RecoveredTail tail, recover_tail(current, segment, options.known_durable));
   if (tail.cut_bytes > 0) {
     LOG_WARN("change log {}: cut {} bytes of unfinished records behind TXID {}", segment.path, tail.cut_bytes,
              tail.last ? tail.last->post.txid : Txid(0));
   }
   segment.end = tail.end;
-  TRY_ASSIGN(const std::uint64_t size, current->size());
-  if (size > tail.end) TRY(current->truncate(tail.end));
-  if (distrusted) TRY(rewrite(tail.durable_offset, tail.end));
-  // The process before may have died between its last write and the sync.
-  TRY(current->sync_data());
+  zeroed_end = tail.end;
+  if (tail.cut_bytes > 0) {
+    TRY(current->truncate(tail.end));
+  } else {
+    zeroed_end = tail.size;  // zeros written ahead are as good as they were
+  }
+  if (distrusted) {
+    TRY(rewrite(tail.durable_offset, tail.end));
+    TRY(current->sync_data());
+  }
   last = tail.last;
   if (last) {
     segment.last = last->post.txid;
     segment.last_timestamp_ms = last->timestamp_ms;
   }
   if (tail.last_offset != 0) recent.push_back({*last, current, tail.last_offset});
-  durable = last_txid();
-  released = durable;  // who goes on with a primary's database syncs its WAL before anything leaves the node
-  durable_offset = tail.end;
-  zeroed_end = tail.end;
+  // The process before may have died between its last write and the sync. What it was captured from was synced before the log
+  // was: released is no more than that.
+  durable = distrusted ? last_txid() : std::max(tail.durable, std::min(options.known_durable, last_txid()));
+  released = durable;
+  durable_offset = distrusted ? tail.end : tail.durable_offset;
   return {};
 }
 

@@ -138,21 +138,28 @@ Result<log_format::SegmentHeader> read_segment_header(const File& file) {
   return header;
 }
 
-Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& segment) {
+Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& segment, Txid known_durable) {
   TRY_ASSIGN(const std::uint64_t size, file->size());
   const std::uint64_t salt = segment.header.salt;
   RecoveredTail tail;
+  tail.size = size;
+  std::vector<std::pair<std::uint64_t, Txid>> ends;  // of the records behind the durable offset
   tail.end = kSegmentHeaderSize;
   tail.durable_offset = kSegmentHeaderSize;
-  if (segment.header.previous) tail.last = segment.header.previous->last;
+  if (segment.header.previous) {
+    tail.last = segment.header.previous->last;
+    tail.durable = tail.last->post.txid;  // sealed and synced
+  }
   Bytes head(kRecordHeaderSize);
   Bytes scratch;
   while (tail.end + kRecordHeaderSize <= size) {
     TRY_ASSIGN(const std::size_t n, file->read_at(tail.end, head));
     const auto record = log_format::parse_record_header(ByteView(head).first(n), salt, tail.end);
     if (!record || !fits(*record, tail.end, size)) break;
-    TRY_ASSIGN(const bool whole, image_is_whole(*file, tail.end, *record, scratch));
-    if (!whole) break;
+    if (record->info.post.txid > known_durable) {
+      TRY_ASSIGN(const bool whole, image_is_whole(*file, tail.end, *record, scratch));
+      if (!whole) break;
+    }
     const RecordInfo& info = record->info;
     const bool first = tail.end == kSegmentHeaderSize;
     // The header's checksum vouches for these fields, so this is not a torn write.
@@ -167,6 +174,13 @@ Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& s
     tail.last_offset = tail.end;
     tail.durable_offset = std::min(record->durable_offset, tail.end);
     tail.end = log_format::record_end(tail.end, info.length);
+    ends.emplace_back(tail.end, info.post.txid);
+    std::erase_if(ends, [&tail](const auto& end) {
+      const bool durable = end.first <= tail.durable_offset;
+      if (durable) tail.durable = end.second;
+      return durable;
+    });
+    if (info.base) tail.durable = info.post.txid;
   }
   if (segment.header.starts_with_base && tail.last_offset == 0) {
     return damaged(*file, tail.end, "the base record is not valid");

@@ -75,14 +75,16 @@ struct RecoveredTail {
   std::optional<RecordInfo> last;
   std::uint64_t last_offset = 0;
   std::uint64_t durable_offset = 0;  ///< everything before it was synced when the last record was written
+  Txid durable;                      ///< of the last record before durable_offset
+  std::uint64_t size = 0;            ///< of the file
   std::uint64_t cut_bytes = 0;  ///< not zero: there was a torn tail of so many bytes behind `end`
 };
 
 /// Verifies the records of the last segment, images included, from its start to the first that is not valid,
 /// and decides whether what follows is a torn tail or damage: it is damage (Errc::corrupt) if any later
 /// record header of this segment says that the log had been synced past the broken place. Fills `segment`'s
-/// index.
-Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& segment);
+/// index. Images of records up to `known_durable` are not read.
+Result<RecoveredTail> recover_tail(const std::shared_ptr<File>& file, Segment& segment, Txid known_durable);
 
 /// Errc::position unless `next` follows `last` (nullopt: an empty log, which starts at TXID 1).
 Result<void> check_follows(const std::optional<RecordInfo>& last, const RecordInfo& next);

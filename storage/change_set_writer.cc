@@ -42,7 +42,7 @@ Result<bool> ChangeSetWriter::write() {
   TRY(begin());
   if (input_.commit == 0) rolling_ = kEmptyChecksum;
   info_.post.checksum = rolling_;
-  TRY(database_.encoder_.finish(rolling_));
+  TRY(database_.encoder_->finish(rolling_));
   return true;
 }
 
@@ -59,7 +59,7 @@ Result<void> ChangeSetWriter::begin() {
   header.node_id = node_.value();
   ChangeLog& log = *database_.log_;
   TRY(log.begin_append());
-  return database_.encoder_.begin(
+  return database_.encoder().begin(
       header, [&log](ByteView bytes) { return log.append_bytes(bytes); }, database_.options_.helpers);
 }
 
@@ -75,7 +75,7 @@ Result<void> ChangeSetWriter::add(Pgno pgno) {
   rolling_ = ltx::toggle(rolling_, sum);
   TRY(begin());
   const ByteView block = input_.packed != nullptr ? input_.packed->find(pgno, sum) : ByteView{};
-  TRY(database_.encoder_.add_page(pgno, page, block));
+  TRY(database_.encoder_->add_page(pgno, page, block));
   sums_.push_back({pgno, sum});
   return {};
 }

@@ -1,5 +1,7 @@
 #include "storage/database.h"
 
+#include <utility>
+
 #include "base/check.h"
 #include "base/log.h"
 #include "storage/change_set_writer.h"
@@ -16,7 +18,6 @@ Result<std::shared_ptr<Database>> Database::open(FileSystem& fs, std::string nam
                                                  const Options& options) {
   std::shared_ptr<Database> database(new Database(fs, std::move(name), clock, options));
   MutexLock lock(database->commit_mutex_);
-  TRY_ASSIGN(database->log_, ChangeLog::open(fs, log_dir, options.log));
   auto checksums = PageChecksums::open(fs, checksums_path);
   if (checksums.has_error() && checksums.error().code == Errc::corrupt) {
     // Only a cache of what the pages are: start it over, it fills again page by page.
@@ -25,6 +26,9 @@ Result<std::shared_ptr<Database>> Database::open(FileSystem& fs, std::string nam
     checksums = PageChecksums::open(fs, checksums_path);
   }
   TRY_ASSIGN(database->checksums_, std::move(checksums));
+  ChangeLogOptions log_options = options.log;
+  log_options.known_durable = database->checksums_->state().checkpoint.txid;  // recorded when the log had been synced
+  TRY_ASSIGN(database->log_, ChangeLog::open(fs, log_dir, log_options));
   TRY(database->replay_log());
   return database;
 }
@@ -120,6 +124,11 @@ void Database::note_attempt(const Result<void>& outcome) {
   }
 }
 
+ltx::Encoder& Database::encoder() {
+  if (!encoder_) encoder_ = std::make_unique<ltx::Encoder>();
+  return *encoder_;
+}
+
 Result<std::optional<Pos>> Database::commit(const CommitInput& input, Epoch epoch, NodeId node) {
   CHECK(valid_page_size(input.page_size) || input.commit == 0);
   ChangeSetWriter writer(*this, input, epoch, node);
@@ -196,8 +205,14 @@ Result<void> Database::maintain(const RetentionPolicy& policy, Checkpoint checkp
     if (checkpoint == Checkpoint::now || (checkpoint == Checkpoint::if_due && due)) {
       TRY(log_->flush());
       const State now = state();
-      if (now.pos.txid != Txid(0)) TRY(checksums_->checkpoint({now.pos, now.page_size, now.page_count}));
+      const ChecksumsState wanted{now.pos, now.page_size, now.page_count};
+      if (now.pos.txid != Txid(0) && checksums_->state() != wanted) TRY(checksums_->checkpoint(wanted));
       log_bytes_at_checkpoint_ = bytes;
+    }
+    // Nothing since the last time: there can be thousands like it.
+    if (std::exchange(maintained_, pos().txid) == pos().txid) {
+      TRY(log_->rest());
+      encoder_.reset();
     }
     keep_from = checksums_->state().checkpoint.txid.next();
   }

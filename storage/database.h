@@ -30,6 +30,8 @@ class DatabaseObserver {
   virtual void on_appended(Database& database) = 0;
   /// More may leave the node: everything up to database.log().durable() (I2). Time to ship.
   virtual void on_durable(Database& database) = 0;
+  /// The store has forgotten the database of this name.
+  virtual void on_removed(const std::string& /*name*/) {}
 };
 
 /// Reads pages of a database as of its position. Set by whoever maintains the content: capture on a primary, apply on a
@@ -146,6 +148,7 @@ class Database {
   Database(FileSystem& fs, std::string name, Clock& clock, const Options& options);
   friend class ChangeSetWriter;
   State state() const EXCLUDES(state_mutex_);
+  ltx::Encoder& encoder() REQUIRES(commit_mutex_);
   Result<void> replay_log() REQUIRES(commit_mutex_);
   Result<void> apply_sums(const RecordInfo& info, std::span<const PageSum> sums) REQUIRES(commit_mutex_);
   void publish(const RecordInfo& info) EXCLUDES(state_mutex_);
@@ -158,8 +161,9 @@ class Database {
   std::unique_ptr<ChangeLog> log_;
   std::unique_ptr<PageChecksums> checksums_ GUARDED_BY(commit_mutex_);
   PageSource* page_source_ GUARDED_BY(commit_mutex_) = nullptr;
-  ltx::Encoder encoder_ GUARDED_BY(commit_mutex_);
+  std::unique_ptr<ltx::Encoder> encoder_ GUARDED_BY(commit_mutex_);  ///< of a database that changes
   std::uint64_t log_bytes_at_checkpoint_ GUARDED_BY(commit_mutex_) = 0;
+  Txid maintained_ GUARDED_BY(commit_mutex_);  ///< position at the last maintain()
 
   mutable Mutex state_mutex_;
   State state_ GUARDED_BY(state_mutex_);

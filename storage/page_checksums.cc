@@ -25,6 +25,7 @@ constexpr std::uint64_t kGrowStep = std::uint64_t{1} << 20;     ///< bytes of en
 constexpr std::uint64_t kMinMapping = std::uint64_t{16} << 20;  ///< address space, not memory
 constexpr std::uint64_t kBlockSize = 64 * 1024;                 ///< bytes of entries allocated together
 constexpr std::uint64_t kEntriesPerBlock = kBlockSize / 8;
+constexpr std::size_t kMostMapped = 256;                        ///< of all databases
 
 struct Slot {
   std::uint64_t sequence = 0;
@@ -38,7 +39,7 @@ std::uint64_t slot_crc(ByteView slot) {
   return crc.value();
 }
 
-void write_slot(const Slot& slot, ByteSpan out) {
+void encode_slot(const Slot& slot, ByteSpan out) {
   std::fill(out.begin(), out.end(), std::byte{0});
   std::byte* p = out.data();
   std::memcpy(p, kMagic.data(), kMagic.size());
@@ -73,19 +74,51 @@ Result<Slot> parse_slot(ByteView in) {
   return slot;
 }
 
+class Mappings final : public ResourcePool {
+ public:
+  Mappings() : ResourcePool(kMostMapped) {}
+};
+
+ResourcePool& mappings() {
+  static auto* const pool = new Mappings;
+  return *pool;
+}
+
 std::uint64_t* entries_of(const Mapping& mapping) {
   return reinterpret_cast<std::uint64_t*>(mapping.data() + kEntriesAt);
 }
 
 }  // namespace
 
-PageChecksums::PageChecksums(std::unique_ptr<File> file) : file_(std::move(file)) {}
+/// Mapped while one of these lives.
+class PageChecksums::Mapped {
+ public:
+  explicit Mapped(const PageChecksums& checksums)
+      : checksums_(const_cast<PageChecksums&>(checksums)), opened_(checksums_.acquire()) {}
+  ~Mapped() {
+    if (!opened_.has_error()) checksums_.release();
+  }
+  Mapped(const Mapped&) = delete;
+  Mapped& operator=(const Mapped&) = delete;
+  const Result<void>& opened() const { return opened_; }
+
+ private:
+  PageChecksums& checksums_;
+  Result<void> opened_;
+};
+
+PageChecksums::PageChecksums(std::unique_ptr<File> file) : PooledResource(mappings()), file_(std::move(file)) {}
 
 Result<std::unique_ptr<PageChecksums>> PageChecksums::open(FileSystem& fs, const std::string& path) {
-  TRY(fs.make_directories(parent_directory(path)));
-  TRY_ASSIGN(const bool existed, fs.exists(path));
-  TRY_ASSIGN(auto file, fs.open(path, {.write = true, .create = true}));
-  std::unique_ptr<PageChecksums> checksums(new PageChecksums(std::move(file)));
+  auto file = fs.open(path, {.write = true});
+  const bool existed = file.has_value();
+  if (!existed) {
+    if (file.error().code != Errc::not_found) return std::move(file).error();
+    TRY(fs.make_directories(parent_directory(path)));
+    file = fs.open(path, {.write = true, .create = true});
+  }
+  TRY(file);
+  std::unique_ptr<PageChecksums> checksums(new PageChecksums(std::move(*file)));
   TRY(checksums->load());
   if (!existed) TRY(fs.sync_directory(parent_directory(path)));
   return checksums;
@@ -114,7 +147,7 @@ Result<void> PageChecksums::load() {
     sequence_ = newest->sequence;
   }
   // Whole entries only; a file cut short has lost the rest of them, and unknown entries are always right.
-  TRY(reserve(size > kEntriesAt ? (size - kEntriesAt) / 8 : 0));
+  TRY(reserve_file(size > kEntriesAt ? (size - kEntriesAt) / 8 : 0));
   // A reset that was interrupted before it had cleared the entries.
   if (newest->state == ChecksumsState{}) TRY(truncate(0));
   if (newest->boot == boot_number()) return {};
@@ -129,13 +162,16 @@ Result<void> PageChecksums::distrust(const ChecksumsState& state) {
              file_->path());
     TRY(truncate(0));
     TRY(sync());
+    return write_state(state);
   }
-  return write_state(state);
+  // Nothing but the number of this start of the machine is new: if it is lost with another one, this is done again.
+  return write_slot(state, false);
 }
 
 /// Are the entries exactly those of the checkpoint?
 bool PageChecksums::matches(const ChecksumsState& state) const {
   if (!valid_page_size(state.page_size)) return false;
+  const Mapped mapped(*this);
   Checksum database = kEmptyChecksum;
   for (std::uint64_t p = 1; p <= state.page_count; ++p) {
     const Pgno pgno(static_cast<std::uint32_t>(p));
@@ -152,9 +188,18 @@ ChecksumsState PageChecksums::state() const {
   return state_;
 }
 
+// Unmapped and no address space for a mapping: the file itself has it.
+Checksum PageChecksums::read_entry(std::uint64_t index) const {
+  std::byte bytes[8];
+  const auto n = file_->read_at(kEntriesAt + index * 8, bytes);
+  return n.has_value() && *n == sizeof bytes ? Checksum(load_le<std::uint64_t>(bytes)) : Checksum{};
+}
+
 Checksum PageChecksums::get(Pgno pgno) const {
   const std::uint64_t i = std::uint64_t{pgno.value()} - 1;
   if (i >= capacity_.load(std::memory_order_acquire)) return Checksum{};
+  const Mapped mapped(*this);
+  if (mapped.opened().has_error()) return read_entry(i);
   std::uint64_t* const entries = entries_.load(std::memory_order_acquire);
   return Checksum(std::atomic_ref<std::uint64_t>(entries[i]).load(std::memory_order_relaxed));
 }
@@ -171,26 +216,54 @@ Result<void> PageChecksums::prepare(Pgno pgno) {
 Result<void> PageChecksums::set(Pgno pgno, Checksum checksum) {
   TRY(prepare(pgno));
   const std::uint64_t i = std::uint64_t{pgno.value()} - 1;
+  const Mapped mapped(*this);
+  if (mapped.opened().has_error()) {
+    // The block is allocated: this has room.
+    std::byte bytes[8];
+    store_le<std::uint64_t>(bytes, checksum.value());
+    return file_->write_at(kEntriesAt + i * 8, bytes);
+  }
   std::uint64_t* const entries = entries_.load(std::memory_order_relaxed);
   std::atomic_ref<std::uint64_t>(entries[i]).store(checksum.value(), std::memory_order_relaxed);
+  if (!stored_.exchange(true)) file_->changed_through_mapping();
   return {};
 }
 
+/// Bytes of entries when there is room for so many.
+static std::uint64_t bytes_for(std::uint64_t entries) { return (entries * 8 + kGrowStep - 1) / kGrowStep * kGrowStep; }
+
 Result<void> PageChecksums::reserve(std::uint64_t entries) {
+  const Mapped mapped(*this);  // not closed meanwhile
+  const std::uint64_t bytes = bytes_for(entries);
+  if (mapped.opened().has_value() && mappings_.back().size() < kEntriesAt + bytes) TRY(map(bytes));
+  return reserve_file(entries);
+}
+
+Result<void> PageChecksums::reserve_file(std::uint64_t entries) {
   if (entries == 0) return {};
-  const std::uint64_t bytes = (entries * 8 + kGrowStep - 1) / kGrowStep * kGrowStep;
+  const std::uint64_t bytes = bytes_for(entries);
   TRY_ASSIGN(const std::uint64_t size, file_->size());
   if (size < kEntriesAt + bytes) TRY(file_->truncate(kEntriesAt + bytes));
-  if (mappings_.empty() || mappings_.back().size() < kEntriesAt + bytes) {
-    // Longer than the file: the part behind its end becomes usable as the file grows.
-    const std::uint64_t length = kEntriesAt + std::max(kMinMapping, std::bit_ceil(bytes));
-    TRY_ASSIGN(auto mapping, file_->map_shared(length));
-    mappings_.push_back(std::move(mapping));
-    entries_.store(entries_of(mappings_.back()), std::memory_order_release);
-  }
   allocated_.resize(bytes / kBlockSize);
   capacity_.store(bytes / 8, std::memory_order_release);
   return {};
+}
+
+Result<void> PageChecksums::map(std::uint64_t bytes) {
+  // Longer than the file: the part behind its end becomes usable as the file grows.
+  const std::uint64_t length = kEntriesAt + std::max(kMinMapping, std::bit_ceil(bytes));
+  TRY_ASSIGN(auto mapping, file_->map_shared(length));
+  mappings_.push_back(std::move(mapping));
+  entries_.store(entries_of(mappings_.back()), std::memory_order_release);
+  return {};
+}
+
+Result<void> PageChecksums::open_resource() { return map(capacity_.load() * 8); }
+
+bool PageChecksums::close_resource() {
+  entries_.store(nullptr);
+  mappings_.clear();
+  return true;
 }
 
 /// A store through the mapping into a hole would raise SIGBUS on a full disk; writing the block as it is
@@ -208,6 +281,8 @@ Result<void> PageChecksums::allocate_block(std::uint64_t block) {
 Result<void> PageChecksums::truncate(std::uint32_t page_count) {
   const std::uint64_t capacity = capacity_.load(std::memory_order_relaxed);
   if (page_count >= capacity) return {};
+  const Mapped mapped(*this);
+  TRY(mapped.opened());
   const std::uint64_t blocks_kept = (page_count + kEntriesPerBlock - 1) / kEntriesPerBlock;
   // The file's end goes back and forth over whole blocks, which leaves a hole; the rest of a block is set to
   // zero.
@@ -226,6 +301,7 @@ Result<void> PageChecksums::truncate(std::uint32_t page_count) {
 }
 
 Result<void> PageChecksums::checkpoint(const ChecksumsState& state) {
+  stored_ = false;
   TRY(sync());  // stores through a shared mapping included
   return write_state(state);
 }
@@ -245,16 +321,18 @@ Result<void> PageChecksums::sync() {
   return error;
 }
 
-Result<void> PageChecksums::write_state(const ChecksumsState& state) {
+Result<void> PageChecksums::write_state(const ChecksumsState& state) { return write_slot(state, true); }
+
+Result<void> PageChecksums::write_slot(const ChecksumsState& state, bool durable) {
   Slot slot{0, boot_number(), state};
   {
     MutexLock lock(state_mutex_);
     slot.sequence = sequence_ + 1;
   }
   std::byte bytes[kSlotSize];
-  write_slot(slot, bytes);
+  encode_slot(slot, bytes);
   TRY(file_->write_at(slot.sequence % 2 == 1 ? 0 : kSlotDistance, bytes));
-  TRY(sync());
+  if (durable) TRY(sync());
   MutexLock lock(state_mutex_);
   sequence_ = slot.sequence;
   state_ = state;

@@ -10,6 +10,7 @@
 
 #include "base/mutex.h"
 #include "base/os.h"
+#include "base/resource_pool.h"
 #include "storage/ids.h"
 
 namespace sluice::storage {
@@ -28,8 +29,10 @@ struct ChecksumsState {
 
 /// Not thread-safe for writers (the database's commit lock covers them); get() may race with set(), and
 /// checkpoint() with both: entries set meanwhile are newer than its state, which replaying the log repairs.
-class PageChecksums {
+/// Entries are mapped while they are used; of all that are open, a bounded number is.
+class PageChecksums : private PooledResource {
  public:
+  ~PageChecksums() override { leave_pool(); }
   /// Opens or creates. Errc::corrupt: header damaged (the caller removes the file and rebuilds);
   /// Errc::unsupported: made by a newer version.
   static Result<std::unique_ptr<PageChecksums>> open(FileSystem& fs, const std::string& path);
@@ -57,10 +60,17 @@ class PageChecksums {
   Result<void> load();
   Result<void> distrust(const ChecksumsState& state);
   bool matches(const ChecksumsState& state) const;
+  class Mapped;
+  Result<void> open_resource() override;
+  bool close_resource() override;
+  Result<void> map(std::uint64_t bytes);
+  Checksum read_entry(std::uint64_t index) const;
   Result<void> reserve(std::uint64_t entries);
+  Result<void> reserve_file(std::uint64_t entries);
   Result<void> allocate_block(std::uint64_t block);
   Result<void> sync() EXCLUDES(state_mutex_);
   Result<void> write_state(const ChecksumsState& state) EXCLUDES(state_mutex_);
+  Result<void> write_slot(const ChecksumsState& state, bool durable) EXCLUDES(state_mutex_);
 
   std::unique_ptr<File> file_;
   /// Larger ones come as the file grows; the smaller ones stay for a get() that is still in them.
@@ -68,6 +78,7 @@ class PageChecksums {
   std::atomic<std::uint64_t*> entries_{nullptr};  ///< entry of page 1, in the newest mapping
   std::atomic<std::uint64_t> capacity_{0};        ///< entries that the file has room for; set after entries_
   std::vector<bool> allocated_;                   ///< by block: a store cannot meet a full disk (SIGBUS)
+  std::atomic<bool> stored_{false};               ///< through the mapping, since the file was synced
 
   mutable Mutex state_mutex_;
   ChecksumsState state_ GUARDED_BY(state_mutex_);

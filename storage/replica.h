@@ -30,6 +30,9 @@ struct ReplicaOptions {
   bool hold_write_locks = false;             ///< replica-writes: wait — clients may open read-write and get BUSY
   /// Starts a process that runs serve_index_helper() and has no /dev/fuse open. Needed where -shm is not passthrough.
   std::function<Result<HelperProcess>()> start_index_helper;
+  bool start_asleep = false;                 ///< databases that need nothing stay closed until they change
+  /// More than so many are not kept open; the others sleep. Not with hold_write_locks, which needs all of them open.
+  std::size_t most_awake = 256;
 };
 
 /// What a change set says of itself before its bytes arrive.

@@ -275,6 +275,10 @@ Result<void> Store::remove_database(const std::string& name) {
   }
   database->set_observer(nullptr);
   {
+    MutexLock lock(mutex_);
+    if (observer_ != nullptr) observer_->on_removed(name);
+  }
+  {
     MutexLock commit(database->commit_mutex());
     TRY(database->log().remove_all());
   }

@@ -16,6 +16,7 @@ constexpr auto kUnjournaledDelay = std::chrono::milliseconds(30);
 /// The application itself comes first: SQLite's recoveries of two databases that share a super-journal disturb each other (one
 /// removes it under the other, which then says IOERR_DELETE_NOENT or CANTOPEN).
 constexpr auto kAbandonedDelay = std::chrono::seconds(1);
+constexpr std::size_t kSyncEverything = 16;  ///< databases
 constexpr auto kAbandonedRetryDelay = std::chrono::seconds(10);
 
 class CaptureImpl final : public Capture {
@@ -49,6 +50,7 @@ class CaptureImpl final : public Capture {
 
   DatabasePtr find(std::string_view name) EXCLUDES(mutex_);
   Result<DatabasePtr> open_database(std::string_view name) EXCLUDES(mutex_);
+  void make_recovered_durable();
   DatabasePtr database_of(const Op& op);
   std::vector<DatabasePtr> list() EXCLUDES(mutex_);
   std::vector<DatabasePtr> below(std::string_view directory) EXCLUDES(mutex_);
@@ -133,7 +135,20 @@ Result<void> CaptureImpl::recover() {
     const Result<void> recovered = database->recover(clean.doubt(context_.store, name));
     if (recovered.has_error()) database->refuse(recovered.error());  // the others can be served
   }
+  make_recovered_durable();
   return context_.store.note_recovered();
+}
+
+// I2 for what the last run left: nothing is served before it is on disk. One sync of everything is less than many small ones.
+void CaptureImpl::make_recovered_durable() {
+  std::vector<DatabasePtr> behind = list();
+  std::erase_if(behind, [](const DatabasePtr& database) { return database->is_durable(); });
+  const bool everything =
+      behind.size() > kSyncEverything && context_.store.fs().sync_everything(context_.store.data_dir()).has_value();
+  for (const DatabasePtr& database : behind) {
+    const Result<void> durable = database->recovered(everything);
+    if (durable.has_error()) database->refuse(durable.error());
+  }
 }
 
 Result<void> CaptureImpl::start(storage::MountAccess& access) {
@@ -141,7 +156,7 @@ Result<void> CaptureImpl::start(storage::MountAccess& access) {
   TRY(tailer_.start());
   for (const DatabasePtr& database : list()) {
     if (!database->has_hot_journal()) {
-      wake(database);
+      if (database->has_wal()) wake(database);
       continue;
     }
     if (!options_.recover_client) continue;

@@ -39,9 +39,14 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   /// Start-up, nobody connected: what was committed while nobody captured. `doubt` is empty if the files are those that the
   /// last run left, all of them; else `doubt` says why not, and the whole database is compared with what was captured.
   Result<void> recover(std::string_view doubt);
+  /// After recover(): is everything that it found on disk?
+  bool is_durable();
+  /// What is not becomes so, unless somebody has synced the whole file system since recover() (I2).
+  Result<void> recovered(bool everything_synced);
   /// Start-up failed for this database: its operations fail, too, until the next start. The others are served.
   void refuse(const Error& error);
   bool has_hot_journal() const { return hot_journal_; }
+  bool has_wal();
   /// A rollback transaction is open and nobody holds its RESERVED lock: its process died. Pool threads only.
   bool abandoned_journal();
   bool journal_open();
@@ -167,6 +172,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   std::uint64_t backfilled_ = 0;  ///< bytes since the last start_writeback()
   bool file_unreadable_ = false;  ///< writes were missed because the file was no database in between
   std::uint64_t captures_ = 0;
+  std::uint64_t maintained_at_ = 0;  ///< bytes of log
   Bytes scratch_;
   std::atomic<bool> scheduled_{false};
   /// After a capture that failed; before this moment none is scheduled.

@@ -154,7 +154,10 @@ Result<void> CapturedDatabase::capture_once(bool may_open) {
     TRY(wal_.capture(Reason::tail));
     if (context_.stopping.load(std::memory_order_relaxed)) wal_.set_shm(nullptr);
     behind = std::exchange(shippable_, false) || database_->log().synced() < database_->pos().txid;
-    maintain = behind && ++captures_ % 256 == 0;
+    const std::uint64_t bytes = database_->log().size_bytes();
+    const bool grown = bytes - maintained_at_ >= context_.store.options().database.checkpoint_bytes;
+    maintain = behind && (++captures_ % 256 == 0 || grown);  // what is not checkpointed is read again at the next start
+    if (maintain) maintained_at_ = bytes;
   }
   if (behind)
     TRY(make_durable());
@@ -368,8 +371,8 @@ Result<void> CapturedDatabase::recover(std::string_view doubt) {
     MutexLock lock(database_->commit_mutex());
     wal_.set_shm_present(false);
   }
+  if (!sync_failed) return {};  // recovered() does it, for all databases together
   TRY(make_durable());
-  if (!sync_failed) return {};
   TRY(context_.store.fs().unlink(sync_failed_path()));
   return context_.store.fs().sync_directory(context_.store.tmp_dir());
 }
@@ -386,6 +389,31 @@ Result<void> CapturedDatabase::compare_or_capture(std::string_view doubt) NO_THR
     LOG_WARN("{}: the file is no SQLite database any more; replicas stay at {}", name(), database_->pos());
   }
   return {};
+}
+
+bool CapturedDatabase::has_wal() {
+  MutexLock lock(database_->commit_mutex());
+  return wal_.has_wal();
+}
+
+bool CapturedDatabase::is_durable() {
+  MutexLock lock(database_->commit_mutex());
+  if (failed_ || hot_journal_) return true;
+  const bool names = changes_synced_.names == changes_.names && changes_synced_.ancestors == changes_.ancestors &&
+                     changes_synced_.journal_ends == changes_.journal_ends;
+  return wal_durable() && !file_captured_ && names && !(marker_on_disk_ && !unjournaled_) &&
+         database_->log().synced() >= database_->pos().txid;
+}
+
+Result<void> CapturedDatabase::recovered(bool everything_synced) {
+  if (!everything_synced) return make_durable();
+  MutexLock lock(database_->commit_mutex());
+  durable_captured_ = wal_.position();
+  file_changes_synced_ = file_changes_;
+  file_captured_ = false;
+  changes_synced_ = changes_;
+  database_->log().note_durable(database_->pos().txid);
+  return marker_on_disk_ && !unjournaled_ ? drop_marker() : Result<void>();
 }
 
 }  // namespace sluice::fuse

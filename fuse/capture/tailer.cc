@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <utility>
 
 #include "base/log.h"
 
@@ -91,7 +92,7 @@ void Tailer::run() {
 }
 
 int Tailer::timeout_us(MonotonicTime now) {
-  int wait = busy_ != 0 ? options_.poll_us : -1;
+  int wait = !busy_.empty() ? options_.poll_us : -1;
   MutexLock lock(mutex_);
   for (const auto& [key, timer] : timers_) {
     const auto left = std::chrono::duration_cast<std::chrono::microseconds>(timer.first - now).count();
@@ -116,7 +117,7 @@ void Tailer::take_requests() {
       ::inotify_rm_watch(inotify_.get(), it->second.watch);
       by_watch_.erase(it->second.watch);
     }
-    if (it->second.busy) --busy_;
+    std::erase(busy_, &it->second);
     entries_.erase(it);
   }
   const MonotonicTime now = std::chrono::steady_clock::now();
@@ -124,10 +125,13 @@ void Tailer::take_requests() {
     Entry& entry = entries_[name];
     entry.database = std::move(request.first);
     entry.wal_path = std::move(request.second);
-    entry.last_change = now;
-    if (!entry.busy) ++busy_;
-    entry.busy = true;
+    make_busy(entry, now);
   }
+}
+
+void Tailer::make_busy(Entry& entry, MonotonicTime now) {
+  entry.last_change = now;
+  if (!std::exchange(entry.busy, true)) busy_.push_back(&entry);
 }
 
 void Tailer::read_events() {
@@ -145,32 +149,26 @@ void Tailer::read_events() {
       by_watch_.erase(watch);
       if (it == entries_.end()) continue;
       it->second.watch = -1;
-      it->second.last_change = std::chrono::steady_clock::now();
-      if (!it->second.busy) ++busy_;
-      it->second.busy = true;
+      make_busy(it->second, std::chrono::steady_clock::now());
     }
   }
 }
 
 void Tailer::poll_busy(MonotonicTime now) {
   const auto idle_after = std::chrono::milliseconds(options_.idle_after_ms);
-  for (auto it = entries_.begin(); it != entries_.end();) {
-    Entry& entry = it->second;
-    if (!entry.busy) {
-      ++it;
-      continue;
-    }
+  std::erase_if(busy_, [&](Entry* const busy) {
+    Entry& entry = *busy;
     if (entry.database->poll()) {
       entry.last_change = now;
       capture_(entry.database);
-    } else if (now - entry.last_change > idle_after && !go_idle(entry)) {
-      // No WAL to wait for: opened() wakes us when there is one again.
-      --busy_;
-      it = entries_.erase(it);
-      continue;
+      return false;
     }
-    ++it;
-  }
+    if (now - entry.last_change <= idle_after) return false;
+    // No WAL to wait for: opened() wakes us when there is one again.
+    if (!go_idle(entry)) entries_.erase(std::string(entry.database->name()));
+    else if (entry.busy) return false;
+    return true;
+  });
 }
 
 // The watch is armed before the last look, so that a write between the two is not missed.
@@ -189,7 +187,6 @@ bool Tailer::go_idle(Entry& entry) {
     return true;
   }
   entry.busy = false;
-  --busy_;
   return true;
 }
 

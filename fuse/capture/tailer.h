@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "base/clock.h"
@@ -50,6 +51,7 @@ class Tailer {
   void read_events();
   void poll_busy(MonotonicTime now);
   bool go_idle(Entry& entry);
+  void make_busy(Entry& entry, MonotonicTime now);
   void fire_timers(MonotonicTime now) EXCLUDES(mutex_);
   int timeout_us(MonotonicTime now) EXCLUDES(mutex_);
 
@@ -68,9 +70,10 @@ class Tailer {
       GUARDED_BY(mutex_);
 
   // The thread's own.
-  std::map<std::string, Entry> entries_;
-  std::map<int, std::string> by_watch_;
-  std::size_t busy_ = 0;
+  using Entries = std::map<std::string, Entry>;
+  Entries entries_;
+  std::unordered_map<int, std::string> by_watch_;
+  std::vector<Entry*> busy_;  ///< few of many; their addresses stay as long as they are in entries_
 };
 
 }  // namespace sluice::fuse

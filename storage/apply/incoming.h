@@ -23,6 +23,8 @@ class Incoming {
   /// Errc::corrupt when more bytes come than were announced.
   Result<void> add(ByteView bytes);
   void reset();
+  /// Frees the buffer.
+  void give_back() { memory_ = {}; }
 
   bool active() const { return active_; }
   const IncomingChangeSet& head() const { return head_; }

@@ -133,8 +133,26 @@ Result<void> Placement::drop_wal_index(const std::string& name) const {
 }
 
 Result<void> Placement::reset_wal(const std::string& name, std::uint32_t page_size) const {
-  const std::string path = store.backing_path(name);
   TRY(drop_wal_index(name));
+  return reset_wal_only(name, page_size);
+}
+
+Result<void> Placement::empty_wal_index(const std::string& name) const {
+  const std::string path = store.backing_path(name) + "-shm";
+  auto shm = store.fs().open(path, {.write = true});
+  if (shm.has_value()) {
+    TRY_ASSIGN(const std::uint64_t size, (*shm)->size());
+    return size == 0 ? Result<void>() : (*shm)->truncate(0);
+  }
+  if (shm.error().code != Errc::not_found) return std::move(shm).error();
+  TRY_ASSIGN(const auto made, store.fs().open(path, {.write = true, .create = true}));
+  inherit_owner(made->fd(), store.backing_path(name), 0666);
+  forget(name + "-shm");
+  return {};
+}
+
+Result<void> Placement::reset_wal_only(const std::string& name, std::uint32_t page_size) const {
+  const std::string path = store.backing_path(name);
   const std::string wal = store.tmp_dir() + "/" + escape_name(name) + ".wal";
   TRY(write_fresh_wal(store.fs(), wal, path, page_size));
   TRY(store.fs().rename(wal, path + "-wal"));

@@ -23,6 +23,11 @@ struct Placement {
   /// Moves the database with -wal, -shm and -journal to DATA/lost+found/<escaped>-<tag>-<n>/; nothing there is no error.
   /// Returns the directory, empty if there was nothing.
   Result<std::string> set_aside(const std::string& name, const std::string& tag) const;
+  /// Replaces -wal by one of a header only. Nobody has it open.
+  Result<void> reset_wal_only(const std::string& name, std::uint32_t page_size) const;
+  /// Leaves an empty -shm, which whoever connects first fills: what a power loss leaves of it says nothing about the WAL, and not
+  /// every client may create one. Nobody has it open.
+  Result<void> empty_wal_index(const std::string& name) const;
   /// Removes -shm: what a power loss leaves of it says nothing about the WAL. Nobody has it open.
   Result<void> drop_wal_index(const std::string& name) const;
   /// Replaces -wal by one of a header only, removes -shm. Nobody has them open.

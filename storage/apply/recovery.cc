@@ -283,10 +283,12 @@ class Recovery {
 
   /// The log before the checkpoint: recovery may have replayed records that the page cache had and the disk has not.
   Result<void> move_checkpoint() {
+    const ChecksumsState state{database_.pos(), database_.page_size(), database_.page_count()};
+    if (!snapshot_ && from_ == state) return {};  // nothing was replayed, and that was recorded
     TRY(database_.log().sync());
     {
       MutexLock lock(database_.commit_mutex());
-      TRY(database_.checksums().checkpoint({database_.pos(), database_.page_size(), database_.page_count()}));
+      TRY(database_.checksums().checkpoint(state));
     }
     return snapshot_ ? snapshot_->remove() : Result<void>();
   }
@@ -316,7 +318,7 @@ class Recovery {
 
 std::string install_directory(const Store& store) { return store.data_dir() + "/install"; }
 
-Result<bool> is_recovered(const Store& store, Database& database) {
+Result<bool> is_recorded(const Store& store, Database& database) {
   FileSystem& fs = store.fs();
   const std::string path = store.backing_path(database.name());
   TRY_ASSIGN(const bool marked, fs.exists(install_directory(store) + "/" + escape_name(database.name()) + ".install"));
@@ -330,14 +332,21 @@ Result<bool> is_recovered(const Store& store, Database& database) {
       state.page_count != database.page_count() || database.page_count() == 0) {
     return false;
   }
-  TRY_ASSIGN(const bool wal_exists, fs.exists(path + "-wal"));
-  TRY_ASSIGN(const bool exists, fs.exists(path));
-  if (!wal_exists || !exists) return false;
-  TRY_ASSIGN(const auto wal, fs.open(path + "-wal", {}));
-  TRY_ASSIGN(const std::uint64_t wal_size, wal->size());
-  TRY_ASSIGN(const auto file, fs.open(path, {}));
-  TRY_ASSIGN(const std::uint64_t size, file->size());
-  return wal_size == sqlite::kWalHeaderSize && size == std::uint64_t{state.page_count} * state.page_size;
+  TRY_ASSIGN(const bool journal, fs.exists(path + "-journal"));
+  if (journal) return false;
+  const auto file = fs.open(path, {});
+  if (file.has_error()) return file.error().code == Errc::not_found ? Result<bool>(false) : file.error();
+  TRY_ASSIGN(const std::uint64_t size, (*file)->size());
+  return size == std::uint64_t{state.page_count} * state.page_size;
+}
+
+Result<bool> is_recovered(const Store& store, Database& database) {
+  TRY_ASSIGN(const bool recorded, is_recorded(store, database));
+  if (!recorded) return false;
+  const auto wal = store.fs().open(store.backing_path(database.name()) + "-wal", {});
+  if (wal.has_error()) return wal.error().code == Errc::not_found ? Result<bool>(false) : wal.error();
+  TRY_ASSIGN(const std::uint64_t wal_size, (*wal)->size());
+  return wal_size == sqlite::kWalHeaderSize;
 }
 
 Result<Recovered> recover_database(const Placement& placement, Database& database) {

@@ -21,6 +21,8 @@ std::string install_directory(const Store& store);
 
 /// True when recover_database() has nothing to do but look: the file is at the log's position and the WAL has no frames.
 Result<bool> is_recovered(const Store& store, Database& database);
+/// Is the database file whole at the position, and durable? Then the WAL's frames are of no use.
+Result<bool> is_recorded(const Store& store, Database& database);
 
 /// Nobody may have the database open: before the mount, or with EXCLUSIVE held. In order: a snapshot whose marker was
 /// written is installed again; -wal and -shm go; the log's change sets above the checkpoint are written into the file,

@@ -37,7 +37,9 @@ class StoreReplica final : public Replica {
         helper_(options.start_index_helper && !access.passthrough()
                     ? std::make_unique<apply::IndexHelper>(options.start_index_helper)
                     : nullptr),
-        context_{store, access, pool, options, helper_.get(), [this](const std::string& name) { timer_->touch(name); }},
+        awake_(std::make_shared<apply::AwakeDatabases>(options.most_awake)),
+        context_{store, access, pool, options, helper_.get(), awake_,
+                 [this](const std::string& name) { timer_->touch(name); }},
         timer_(std::make_shared<apply::IdleTimer>(
             options.idle_checkpoint_ms, [this](const std::string& name) { post_idle_checkpoint(name); })) {}
 
@@ -119,6 +121,7 @@ class StoreReplica final : public Replica {
   ThreadPool& pool_;
   const ReplicaOptions options_;
   const std::unique_ptr<apply::IndexHelper> helper_;
+  const std::shared_ptr<apply::AwakeDatabases> awake_;
   apply::ReplicaContext context_;
   mutable Mutex mutex_;
   std::map<std::string, std::shared_ptr<LiveReplicaDatabase>> databases_ GUARDED_BY(mutex_);
@@ -133,9 +136,14 @@ Result<void> Replica::recover(Store& store) {
   const Placement placement{store, nullptr};
   if (store.last_role() == Role::primary) TRY(leave_primary_role(placement));
   for (const auto& database : store.list()) {
-    TRY_ASSIGN(const bool done, apply::is_recovered(store, *database));
+    // Most need nothing of this: there can be thousands.
+    TRY_ASSIGN(bool done, apply::is_recovered(store, *database));
+    if (!done) {
+      TRY_ASSIGN(done, apply::is_recorded(store, *database));
+      if (done) TRY(placement.reset_wal_only(database->name(), database->page_size()));
+    }
     if (done) {
-      TRY(placement.drop_wal_index(database->name()));
+      TRY(placement.empty_wal_index(database->name()));
     } else {
       TRY(apply::recover_database(placement, *database));
     }

@@ -19,6 +19,7 @@ LiveReplicaDatabase::LiveReplicaDatabase(ReplicaContext& context, std::shared_pt
     : context_(context),
       database_(std::move(database)),
       name_(database_->name()),
+      awake_(context.awake),
       placement_{context.store, &context.access},
       incoming_(context.store.fs(), context.store.tmp_dir() + "/" + escape_name(name_) + ".spool"),
       checkpoint_at_(context.options.checkpoint_frames),
@@ -73,6 +74,11 @@ Result<void> LiveReplicaDatabase::open() {
   MutexLock lock(apply_mutex_);
   TRY_ASSIGN(const bool recovered, is_recovered(context_.store, *database_));
   if (!recovered) return recover_live();
+  if (!context_.options.hold_write_locks && context_.options.start_asleep) {
+    start_asleep();
+    set_applied(database_->pos());
+    return {};
+  }
   TRY_ASSIGN(auto files, LiveFiles::open(context_.access, name_));
   TRY(files->lock_shared(kAttachWaitMs));
   TRY(attach(std::move(files)));
@@ -125,11 +131,16 @@ Result<void> LiveReplicaDatabase::attach(std::unique_ptr<LiveFiles> files) {
              WalWriter::attach(*live->files, *live->index, database_->page_size(), database_->page_count(),
                                database_->pos(), {context_.options.hold_write_locks, kAttachWaitMs}));
   if (live->writer->adopted_frames() && !failed()) fail("its WAL has frames of somebody else");
-  MutexLock checkpoint_lock(checkpoint_mutex_);
-  MutexLock commit_lock(database_->commit_mutex());
-  live_ = std::move(live);
-  content_moving_ = false;
-  database_->set_page_source(this);
+  {
+    MutexLock checkpoint_lock(checkpoint_mutex_);
+    MutexLock commit_lock(database_->commit_mutex());
+    live_ = std::move(live);
+    asleep_ = false;
+    resting_file_.reset();
+    content_moving_ = false;
+    database_->set_page_source(this);
+  }
+  make_room();
   return {};
 }
 
@@ -138,6 +149,9 @@ void LiveReplicaDatabase::detach() {
   MutexLock commit_lock(database_->commit_mutex());
   if (database_->page_source() == this) database_->set_page_source(nullptr);
   live_.reset();
+  asleep_ = false;
+  resting_file_.reset();
+  awake_->gone(*this);
 }
 
 void LiveReplicaDatabase::stop() {
@@ -171,6 +185,7 @@ Result<void> LiveReplicaDatabase::set_aside() {
 
 // PageSource: the commit lock is held, so what is published is the content at the position.
 Result<void> LiveReplicaDatabase::read_page(Pgno pgno, ByteSpan out) {
+  if (asleep_ && !failed()) return read_asleep(pgno, out);
   if (!live_ || content_moving_ || failed()) {
     return make_error(Errc::busy, name_ + ": the content is being replaced");
   }
@@ -227,11 +242,13 @@ void LiveReplicaDatabase::abort_change_set() {
 Result<void> LiveReplicaDatabase::finish_change_set() {
   MutexLock lock(apply_mutex_);
   if (!incoming_.active()) return make_error(Errc::invalid_argument, name_ + ": no change set was begun");
-  Result<void> finished = stopped_ ? make_error(Errc::cancelled, "stopped") : finish_by_kind();
+  Result<void> finished = stopped_ ? make_error(Errc::cancelled, "stopped") : wake();
+  if (!finished.has_error()) finished = finish_by_kind();
   incoming_.reset();
   database_->note_attempt(finished);
   if (sums_.capacity() > 65536) std::vector<Database::PageSum>().swap(sums_);
   if (finished.has_error()) return with_context(name_, std::move(finished).error());
+  if (live_) awake_->used(*this);
   context_.changed(name_);
   return {};
 }

@@ -18,6 +18,7 @@
 
 #include "base/mutex.h"
 #include "base/thread_pool.h"
+#include "storage/apply/awake.h"
 #include "storage/apply/backfill.h"
 #include "storage/apply/incoming.h"
 #include "storage/apply/index_helper.h"
@@ -35,6 +36,7 @@ struct ReplicaContext {
   ThreadPool& pool;
   ReplicaOptions options;
   IndexHelper* index_helper;  ///< nullptr with passthrough
+  std::shared_ptr<AwakeDatabases> awake;
   /// Called after a change set was applied: the idle checkpoint is due later.
   std::function<void(const std::string& name)> changed;
 };
@@ -71,6 +73,8 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
 
   /// Backfills what readers allow and records how far the database file is durable. True when nothing is left to do.
   bool idle_checkpoint() EXCLUDES(checkpoint_mutex_);
+  /// Closes its files, if nobody else uses the database and nothing is left to do. Waits for nobody.
+  bool try_sleep() EXCLUDES(apply_mutex_);
   /// Last checkpoint; the live files are closed.
   void stop() EXCLUDES(apply_mutex_);
   /// Moves the files to DATA/lost+found. The database must not be used again.
@@ -90,6 +94,14 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Result<void> recover_live() REQUIRES(apply_mutex_);
   Result<void> attach(std::unique_ptr<LiveFiles> files) REQUIRES(apply_mutex_);
   void detach() REQUIRES(apply_mutex_);
+
+  // replica_sleep.cc
+  void make_room() REQUIRES(apply_mutex_);
+  Result<void> wake() REQUIRES(apply_mutex_);
+  void start_asleep() REQUIRES(apply_mutex_);
+  bool fall_asleep() REQUIRES(apply_mutex_);
+  bool fall_asleep_locked() REQUIRES(apply_mutex_, checkpoint_mutex_);
+  Result<void> read_asleep(Pgno pgno, ByteSpan out);  // commit lock held
   Result<void> finish_by_kind() REQUIRES(apply_mutex_);
   Result<void> apply_to_wal() REQUIRES(apply_mutex_);
   Result<void> add_page_one() REQUIRES(apply_mutex_);
@@ -153,6 +165,7 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   ReplicaContext& context_;
   const std::shared_ptr<Database> database_;
   const std::string name_;
+  const std::shared_ptr<AwakeDatabases> awake_;
   const Placement placement_;
 
   Mutex apply_mutex_ ACQUIRED_BEFORE(checkpoint_mutex_);
@@ -179,6 +192,8 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
 
   /// Changed with all of apply_mutex_, checkpoint_mutex_ and the commit mutex held; any one of them is enough to use it.
   std::unique_ptr<Live> live_;
+  bool asleep_ = false;  ///< likewise: the files are whole and closed, wake() opens them
+  std::unique_ptr<File> resting_file_;  ///< commit mutex: the database file, for page reads while asleep
   bool content_moving_ = false;  ///< commit mutex: the database file is being rewritten, no page can be read
 
   mutable Mutex state_mutex_;

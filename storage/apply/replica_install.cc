@@ -164,7 +164,8 @@ Result<void> LiveReplicaDatabase::finish_snapshot(const SnapshotEnd& end) {
   if (!snapshot_ || !collecting_) return make_error(Errc::invalid_argument, name_ + ": no snapshot was begun");
   incoming_.reset();
   collecting_ = false;
-  Result<void> installed = stopped_ ? make_error(Errc::cancelled, "stopped") : install_snapshot(end);
+  Result<void> installed = stopped_ ? make_error(Errc::cancelled, "stopped") : wake();
+  if (!installed.has_error()) installed = install_snapshot(end);
   database_->note_attempt(installed);
   offering_.reset();
   if (installed.has_error()) {

@@ -53,6 +53,7 @@ Checksum LiveReplicaDatabase::compute_local_sum(Pgno pgno) {
 
 Result<void> LiveReplicaDatabase::begin_offer() {
   if (stopped_) return make_error(Errc::cancelled, name_ + ": stopped");
+  TRY(wake());  // and it stays awake until the snapshot has come
   incoming_.reset();
   collecting_ = false;
   Offering& o = offering_.emplace();

@@ -48,6 +48,8 @@ TEST_F(ChangeLogTest, RecordsComeBackAsTheyWere) {
   log = nullptr;
   log = open();
   expect_holds(*log, 1, 1000);
+  EXPECT_EQ(log->durable(), Txid(0)) << "nobody has synced it";
+  ASSERT_OK(log->sync());
   EXPECT_EQ(log->durable(), Txid(1000));
   ASSERT_OK(append(*log, 1001));
   expect_holds(*log, 1, 1001);
@@ -99,7 +101,7 @@ TEST_F(ChangeLogTest, ASmallRecordIsOneWrite) {
   const int writes = fs_.count(FileOp::write);
   const int others = fs_.count(FileOp::read) + fs_.count(FileOp::sync) + fs_.count(FileOp::truncate);
   for (std::uint64_t txid = 2; txid <= 101; ++txid) ASSERT_OK(append(*log, txid));
-  EXPECT_EQ(fs_.count(FileOp::write) - writes, 100);
+  EXPECT_LE(fs_.count(FileOp::write) - writes, 103) << "and zeros ahead, which grow with the log";
   EXPECT_EQ(fs_.count(FileOp::read) + fs_.count(FileOp::sync) + fs_.count(FileOp::truncate), others);
 }
 
@@ -109,19 +111,30 @@ TEST_F(ChangeLogTest, ZerosAreWrittenAheadOfSmallRecords) {
   const auto file = real_file_system().open(dir() + "/0000000000000001.seg", {});
   ASSERT_OK(file);
   const std::uint64_t size = *(*file)->size();
-  EXPECT_GT(size, log->size_bytes() + (100u << 10));
-  for (std::uint64_t txid = 2; txid <= 100; ++txid) ASSERT_OK(append(*log, txid));
+  EXPECT_GT(size, log->size_bytes() + (10u << 10));
+  EXPECT_LE(size, log->size_bytes() + (20u << 10)) << "there can be thousands of logs with little in them";
+  for (std::uint64_t txid = 2; txid <= 30; ++txid) ASSERT_OK(append(*log, txid));
   EXPECT_EQ(*(*file)->size(), size);
+  for (std::uint64_t txid = 31; txid <= 3000; ++txid) ASSERT_OK(append(*log, txid));
+  const int writes = fs_.count(FileOp::write);
+  for (std::uint64_t txid = 3001; txid <= 4000; ++txid) ASSERT_OK(append(*log, txid));
+  EXPECT_LE(fs_.count(FileOp::write) - writes, 1003);
 }
 
-TEST_F(ChangeLogTest, ReopeningGivesTheZerosBack) {
+TEST_F(ChangeLogTest, ReopeningGoesOnInTheZeros) {
   auto log = open();
   for (std::uint64_t txid = 1; txid <= 3; ++txid) ASSERT_OK(append(*log, txid));
   const std::uint64_t used = log->size_bytes();
   log = nullptr;
   log = open();
   EXPECT_EQ(log->size_bytes(), used);
-  EXPECT_EQ(std::filesystem::file_size(dir() + "/0000000000000001.seg"), used);
+  EXPECT_GT(std::filesystem::file_size(dir() + "/0000000000000001.seg"), used);
+  const int writes = fs_.count(FileOp::write);
+  for (std::uint64_t txid = 4; txid <= 6; ++txid) ASSERT_OK(append(*log, txid));
+  EXPECT_EQ(fs_.count(FileOp::write) - writes, 3) << "into zeros that are there";
+  log = nullptr;
+  log = open();
+  expect_holds(*log, 1, 6);
 }
 
 TEST_F(ChangeLogTest, SegmentsAreSealedBySize) {
