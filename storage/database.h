@@ -88,6 +88,9 @@ class Database {
   /// who sets it refuses the operations itself. Thread-safe.
   std::string fault() const EXCLUDES(state_mutex_);
   void set_fault(std::string why) EXCLUDES(state_mutex_);
+  /// What people should know of how the database is used; empty: nothing. True if that is news. Thread-safe.
+  std::string warning() const EXCLUDES(state_mutex_);
+  bool set_warning(std::string what) EXCLUDES(state_mutex_);
 
   /// Serialises everything that moves the position or needs it to stand still. Held over file I/O (reads of pages, appends
   /// to the log), never over network, FUSE requests or the answer to one.
@@ -160,6 +163,7 @@ class Database {
   mutable Mutex state_mutex_;
   State state_ GUARDED_BY(state_mutex_);
   std::string fault_ GUARDED_BY(state_mutex_);
+  std::string warning_ GUARDED_BY(state_mutex_);
   std::atomic<DatabaseObserver*> observer_{nullptr};
 };
 

@@ -186,8 +186,18 @@ std::string CapturedDatabase::marker_path() const {
 void CapturedDatabase::mark_unjournaled() {
   if (unjournaled_) return;
   unjournaled_ = true;
+  warn_unprotected();
   auto marker = context_.store.fs().open(marker_path(), {.write = true, .create = true});
   if (marker.has_error()) LOG_WARN("{}: {}", name(), marker.error().message);
+}
+
+// Once a database, and not for a file that is just being copied in.
+void CapturedDatabase::warn_unprotected() {
+  if (database_->page_count() == 0) return;
+  const bool news = database_->set_warning(
+      "written without a journal that protects it (journal_mode MEMORY or OFF, or a program that is not SQLite): a crash in the "
+      "middle of such a write can damage it");
+  if (news) LOG_WARN("{}: {}", name(), database_->warning());
 }
 
 void CapturedDatabase::clear_unjournaled() {
@@ -221,6 +231,7 @@ Result<void> CapturedDatabase::reconcile(std::string_view why) NO_THREAD_SAFETY_
 
 void CapturedDatabase::refuse(const Error& error) {
   MutexLock lock(database_->commit_mutex());
+  refused_ = true;
   (void)fail(error);
 }
 
@@ -351,7 +362,7 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
   }
   TRY(open_files());
   {
-    // Until somebody opens the -shm through this mount nobody is connected: refuse_orphans() has seen to the mounts before.
+    // Until somebody opens the -shm through this mount nobody is connected: OrphanFence has seen to the mounts before.
     MutexLock lock(database_->commit_mutex());
     wal_.set_shm_present(false);
   }
