@@ -90,6 +90,14 @@ std::string render(const json::object& status) {
     const json::object& d = v.as_object();
     if (d.contains("fault"))
       out += fmt::format("\n{} is STOPPED: {}; restart the node after the cause is gone\n", text(d, "name"), text(d, "fault"));
+    if (d.contains("warning")) out += fmt::format("\n{}: warning: {}\n", text(d, "name"), text(d, "warning"));
+    if (const json::value* orphans = d.if_contains("orphans")) {
+      std::string processes;
+      for (const json::value& o : orphans->as_array())
+        processes += fmt::format("{}{} ({})", processes.empty() ? "" : ", ", text(o.as_object(), "pid"), text(o.as_object(), "command"));
+      out += fmt::format("\n{}: cut off since the last start, must connect again: {}\n", text(d, "name"),
+                         processes.empty() ? "a process that cannot be seen from here" : processes);
+    }
   }
   const json::value* replicas = status.if_contains("replicas");
   if (replicas == nullptr) return out;
