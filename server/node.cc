@@ -13,6 +13,7 @@
 #include "fuse/capture/capture.h"
 #include "fuse/capture/counters.h"
 #include "fuse/mount.h"
+#include "fuse/orphans/orphan_fence.h"
 #include "fuse/write_guard.h"
 #include "server/api.h"
 #include "server/connection_watch.h"
@@ -80,14 +81,17 @@ class StoreObserver final : public storage::DatabaseObserver {
   std::atomic<replication::Publisher*> publisher_{nullptr};
 };
 
-// Retention and checkpoints of the page checksums, at intervals.
+// Retention, checkpoints of the page checksums, orphans that have ended: at intervals.
 class Maintenance {
  public:
-  void start(storage::Store& store, storage::RetentionPolicy policy, std::int64_t interval_ms,
+  void start(storage::Store& store, fuse::OrphanFence& fence, storage::RetentionPolicy policy, std::int64_t interval_ms,
              storage::Database::Checkpoint checkpoint) {
     if (interval_ms <= 0) return;
-    thread_ = std::thread([this, &store, policy, interval_ms, checkpoint] {
-      while (!wait(interval_ms)) run(store, policy, checkpoint);
+    thread_ = std::thread([this, &store, &fence, policy, interval_ms, checkpoint] {
+      while (!wait(interval_ms)) {
+        run(store, policy, checkpoint);
+        fence.sweep();
+      }
     });
   }
   void stop() EXCLUDES(mutex_) {
@@ -139,6 +143,7 @@ class NodeImpl final : public Node {
   Result<void> stop() override;
 
  private:
+  Result<void> fence_orphans();
   Result<void> take_role();
   Result<void> start_primary();
   Result<void> start_replica();
@@ -157,6 +162,7 @@ class NodeImpl final : public Node {
   // In the order of their making; stop() goes the other way.
   ThreadPool pool_{"disk", kPoolThreads};
   std::unique_ptr<storage::Store> store_;
+  std::unique_ptr<fuse::OrphanFence> fence_;
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<cluster::Leaser> leaser_;
   std::unique_ptr<cluster::Lease> lease_;  // primary
@@ -191,6 +197,7 @@ Result<void> NodeImpl::start() {
   TRY_ASSIGN(http_options.listen, parse_host_port(config_.listen));
   http_options.upload_dir = store_->tmp_dir();
   TRY_ASSIGN(http_, HttpServer::bind(std::move(http_options)));
+  TRY(fence_orphans());
   TRY(take_role());
   store_->set_observer(&observer_);
   NodeFiles::Sources sources;
@@ -205,12 +212,20 @@ Result<void> NodeImpl::start() {
   files_ = std::make_unique<NodeFiles>(std::move(sources));
   TRY(role_ == Role::primary ? start_primary() : start_replica());
   maintenance_.start(
-      *store_, store_options.retention, config_.retention_interval_ms,
+      *store_, *fence_, store_options.retention, config_.retention_interval_ms,
       role_ == Role::primary ? storage::Database::Checkpoint::if_due : storage::Database::Checkpoint::none);
   serve_http();
   LOG_INFO("{} {} serves {} from {}, API on port {}", role_ == Role::primary ? "primary" : "replica",
            hostname_, config_.mountpoint, config_.data_dir, http_->port());
   return {};
+}
+
+// I9. Before anything looks at a database file, and only when a fresh mount is made: a mount that is taken over has clients, not
+// orphans. The dead mount goes first, it keeps files open by itself.
+Result<void> NodeImpl::fence_orphans() {
+  TRY(fuse::Mount::clear_mount_point(config_.mountpoint));
+  fence_ = std::make_unique<fuse::OrphanFence>(*store_);
+  return fence_->run();
 }
 
 Result<void> NodeImpl::take_role() {
@@ -272,8 +287,8 @@ Result<void> NodeImpl::start_primary() {
   capture_options.recover_client = [this](const std::string& database) {
     return open_in_child(config_.mountpoint + "/" + database, [this] { return stopping_.load(); });
   };
+  capture_options.refused = fence_->refused();
   capture_ = fuse::Capture::create(*store_, pool_, capture_options);
-  TRY(fuse::Mount::clear_mount_point(config_.mountpoint));
   TRY(capture_->recover());
   TRY(mount(*capture_));
   return capture_->start(mount_->access());
@@ -382,9 +397,11 @@ NodeStatus NodeImpl::summary() const {
 
 NodeStatus NodeImpl::status() const {
   NodeStatus s = summary();
+  const auto orphans = fence_->orphans();
   for (const auto& database : store_->list()) {
     if (database->pos().txid == Txid(0) && database->fault().empty()) continue;
     DatabaseStatus one = database_status(*database, store_->backing_path(database->name()));
+    if (const auto it = orphans.find(database->name()); it != orphans.end()) one.orphans = it->second;
     if (role_ == Role::replica) s.epoch = std::max(s.epoch, database->epoch());
     s.databases.push_back(std::move(one));
   }

@@ -46,6 +46,12 @@ json::object database_json(const DatabaseStatus& d) {
   put_name(o, d.name);
   if (!d.fault.empty()) o["fault"] = clean_utf8(d.fault);
   if (!d.waiting.empty()) o["waiting"] = clean_utf8(d.waiting);
+  if (!d.warning.empty()) o["warning"] = clean_utf8(d.warning);
+  if (!d.orphans.empty()) {
+    json::array list;
+    for (const fuse::Holder& h : d.orphans) list.push_back(json::object{{"pid", h.pid}, {"command", clean_utf8(h.command)}});
+    o["orphans"] = std::move(list);
+  }
   if (d.applied) {
     o["applied_txid"] = to_hex(d.applied->txid.value());
     o["applied_checksum"] = to_hex(d.applied->checksum.value());
@@ -103,6 +109,7 @@ DatabaseStatus database_status(storage::Database& database, const std::string& b
   s.log_bytes = database.log().size_bytes();
   s.fault = database.fault();
   s.waiting = database.waiting();
+  s.warning = database.warning();
   s.journal_mode = s.pages == 0 ? "deleted" : journal_mode(real_file_system(), backing_path);
   return s;
 }

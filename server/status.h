@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "fuse/orphans/file_holders.h"
 #include "replication/publisher.h"
 #include "replication/subscriber.h"
 #include "storage/database.h"
@@ -27,6 +28,8 @@ struct DatabaseStatus {
   std::int64_t timestamp_ms = 0;  ///< of the last change set
   std::string fault;              ///< storage::Database::fault
   std::string waiting;            ///< storage::Database::waiting
+  std::string warning;            ///< storage::Database::warning
+  std::vector<fuse::Holder> orphans;  ///< fenced off since this node started (fuse/orphans/orphan_fence.h)
   std::uint64_t bytes() const { return std::uint64_t{page_size} * pages; }
 };
 

@@ -93,6 +93,14 @@ std::string render(const json::object& status) {
     if (d.contains("waiting"))
       out += fmt::format("\n{} is WAITING for space on the disk: {}; it goes on by itself when there is some\n", text(d, "name"),
                          text(d, "waiting"));
+    if (d.contains("warning")) out += fmt::format("\n{}: warning: {}\n", text(d, "name"), text(d, "warning"));
+    if (const json::value* orphans = d.if_contains("orphans")) {
+      std::string processes;
+      for (const json::value& o : orphans->as_array())
+        processes += fmt::format("{}{} ({})", processes.empty() ? "" : ", ", text(o.as_object(), "pid"), text(o.as_object(), "command"));
+      out += fmt::format("\n{}: cut off since the last start, must connect again: {}\n", text(d, "name"),
+                         processes.empty() ? "a process that cannot be seen from here" : processes);
+    }
   }
   const json::value* replicas = status.if_contains("replicas");
   if (replicas == nullptr) return out;

@@ -97,6 +97,18 @@ std::string Database::fault() const {
   return fault_;
 }
 
+std::string Database::warning() const {
+  MutexLock lock(state_mutex_);
+  return warning_;
+}
+
+bool Database::set_warning(std::string what) {
+  MutexLock lock(state_mutex_);
+  if (warning_ == what) return false;
+  warning_ = std::move(what);
+  return true;
+}
+
 void Database::set_fault(std::string why) {
   MutexLock lock(state_mutex_);
   fault_ = std::move(why);

@@ -94,6 +94,9 @@ class Database {
   std::string waiting() const EXCLUDES(state_mutex_);
   /// Of an attempt to capture or apply: Errc::no_space makes it wait, success ends that; both are logged once.
   void note_attempt(const Result<void>& outcome) EXCLUDES(state_mutex_);
+  /// What people should know of how the database is used; empty: nothing. True if that is news. Thread-safe.
+  std::string warning() const EXCLUDES(state_mutex_);
+  bool set_warning(std::string what) EXCLUDES(state_mutex_);
 
   /// Serialises everything that moves the position or needs it to stand still. Held over file I/O (reads of pages, appends
   /// to the log), never over network, FUSE requests or the answer to one.
@@ -169,6 +172,7 @@ class Database {
   State state_ GUARDED_BY(state_mutex_);
   std::string fault_ GUARDED_BY(state_mutex_);
   std::string waiting_ GUARDED_BY(state_mutex_);
+  std::string warning_ GUARDED_BY(state_mutex_);
   std::atomic<DatabaseObserver*> observer_{nullptr};
 };
 

@@ -54,6 +54,7 @@ class CaptureImpl final : public Capture {
   DatabasePtr database_of(const Op& op);
   std::vector<DatabasePtr> list() EXCLUDES(mutex_);
   std::vector<DatabasePtr> below(std::string_view directory) EXCLUDES(mutex_);
+  int may_open(const Op& op);
   int rename(const Op& op, FunctionRef<int()> perform);
   void appeared(const std::string& path);
   int remove_super_journal(const Op& op, FunctionRef<int()> perform);
@@ -124,15 +125,17 @@ CaptureImpl::DatabasePtr CaptureImpl::database_of(const Op& op) {
 }
 
 Result<void> CaptureImpl::recover() {
-  TRY(refuse_orphans(context_.store));
   const CleanStop clean = take_clean_stop(context_.store);
   TRY_ASSIGN(std::vector<std::string> names, find_database_files(context_.store));
   for (const auto& database : context_.store.list()) names.push_back(database->name());
+  for (const auto& [name, error] : options_.refused) names.push_back(name);
   std::sort(names.begin(), names.end());
   names.erase(std::unique(names.begin(), names.end()), names.end());
   for (const std::string& name : names) {
     TRY_ASSIGN(const DatabasePtr database, open_database(name));
-    const Result<void> recovered = database->recover(clean.doubt(context_.store, name));
+    const auto refused = options_.refused.find(name);
+    const Result<void> recovered = refused != options_.refused.end() ? Result<void>(refused->second)
+                                                                     : database->recover(clean.doubt(context_.store, name));
     if (recovered.has_error()) database->refuse(recovered.error());  // the others can be served
   }
   make_recovered_durable();
@@ -214,7 +217,7 @@ bool CaptureImpl::can_run_inline(const Op& op) {
 
 int CaptureImpl::run(const Op& op, FunctionRef<int()> perform) {
   if (op.kind == OpKind::rename) return rename(op, perform);
-  if (op.kind == OpKind::open || op.kind == OpKind::create) return 0;
+  if (op.kind == OpKind::open || op.kind == OpKind::create) return may_open(op);
   if (op.file == FileKind::super_journal) return remove_super_journal(op, perform);
   const DatabasePtr database = database_of(op);
   if (database == nullptr) return op.database.empty() || op.unlinked ? perform() : EIO;
@@ -223,6 +226,12 @@ int CaptureImpl::run(const Op& op, FunctionRef<int()> perform) {
     tailer_.schedule(database, Timer::unjournaled, kUnjournaledDelay);
   }
   return rc;
+}
+
+// I9: through an open -wal a database could be written without us.
+int CaptureImpl::may_open(const Op& op) {
+  const DatabasePtr database = op.database.empty() ? nullptr : find(op.database);
+  return database != nullptr && database->refused() ? EIO : 0;
 }
 
 // A multi-database transaction commits when its super-journal goes: all its databases are captured before.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -22,6 +23,8 @@ struct CaptureOptions {
   /// Opens the database at this path below the mount as an ordinary SQLite client in another process, which rolls a hot
   /// journal back. Empty: that waits for the first application that opens the database.
   std::function<Result<void>(const std::string& database)> recover_client;
+  /// Databases that are not served: their files cannot be opened (OrphanFence::refused()).
+  std::map<std::string, Error> refused;
 };
 
 struct CaptureCounters;
@@ -33,7 +36,7 @@ class Capture : public Observer {
   static std::unique_ptr<Capture> create(storage::Store& store, ThreadPool& pool, CaptureOptions options);
 
   /// Before the mount serves: recovers every database of the backing tree (captures what was committed while no daemon
-  /// ran), finds new ones. Errc::in_use: processes of an earlier mount still hold files.
+  /// ran), finds new ones. Nobody has files of the backing tree open: OrphanFence has seen to that (I9).
   virtual Result<void> recover() = 0;
   /// After the mount serves: starts the tail. `access` outlives stop().
   virtual Result<void> start(storage::MountAccess& access) = 0;

@@ -14,6 +14,15 @@ namespace sluice::fuse {
 namespace {
 
 constexpr auto kRetryPause = std::chrono::milliseconds(200);
+constexpr std::size_t kSmallestPage = 512;
+
+// cp, dd and truncate write into the file of a database whose WAL has frames, too. SQLite opens files read-write, writes whole
+// pages (which the kernel may cut where its own end) and never leaves nothing.
+bool can_be_backfill(const Op& op) {
+  if (op.write_only) return false;
+  if (op.kind == OpKind::truncate) return op.size != 0;
+  return op.offset % kSmallestPage == 0 && op.data.size() % kSmallestPage == 0;
+}
 
 }  // namespace
 
@@ -203,7 +212,7 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
     const Result<void> gated = gate(Reason::backfill);
     if (gated.has_error()) return to_errno(gated.error());
     notify = database_->pos() != before;
-    const bool backfill = wal_.has_wal() && !journal_active_ && wal_.position().frame != 0;
+    const bool backfill = wal_.has_wal() && !journal_active_ && wal_.position().frame != 0 && can_be_backfill(op);
     if (!backfill) {
       if (!journal_active_) {
         const Result<void> marked = mark_unjournaled();

@@ -45,6 +45,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   Result<void> recovered(bool everything_synced);
   /// Start-up failed for this database: its operations fail, too, until the next start. The others are served.
   void refuse(const Error& error);
+  bool refused() const { return refused_; }
   bool has_hot_journal() const { return hot_journal_; }
   bool has_wal();
   /// A rollback transaction is open and nobody holds its RESERVED lock: its process died. Pool threads only.
@@ -123,6 +124,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   void set_durable_end(const sqlite::WalPosition& end) EXCLUDES(sync_mutex_);
   Result<void> record_deletion();
   Result<void> mark_unjournaled();
+  void warn_unprotected();
   Result<void> drop_marker();
   Result<void> fail(Error error);
   Result<void> fail_sync(Error error);
@@ -145,6 +147,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   bool marker_on_disk_ = false;  ///< marker_path() exists, or may
   bool needs_reconcile_ = false;
   std::atomic<bool> failed_{false};  ///< may be read without the lock
+  std::atomic<bool> refused_{false};  ///< the same
   std::string failure_;
   std::uint64_t shm_generation_ = 0;
   /// The WAL is on disk up to these: where capture stood, and the last commit that was in the file, when it was last synced.

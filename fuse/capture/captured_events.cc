@@ -209,7 +209,17 @@ Result<void> CapturedDatabase::mark_unjournaled() {
     marker_on_disk_ = true;
   }
   unjournaled_ = true;
+  warn_unprotected();
   return {};
+}
+
+// Once a database, and not for a file that is just being copied in.
+void CapturedDatabase::warn_unprotected() {
+  if (database_->page_count() == 0) return;
+  const bool news = database_->set_warning(
+      "written without a journal that protects it (journal_mode MEMORY or OFF, or a program that is not SQLite): a crash in the "
+      "middle of such a write can damage it");
+  if (news) LOG_WARN("{}: {}", name(), database_->warning());
 }
 
 // Only when what it stood for is in the durable log.
@@ -245,6 +255,7 @@ Result<void> CapturedDatabase::reconcile(std::string_view why) NO_THREAD_SAFETY_
 
 void CapturedDatabase::refuse(const Error& error) {
   MutexLock lock(database_->commit_mutex());
+  refused_ = true;
   (void)fail(error);
 }
 
@@ -367,7 +378,7 @@ Result<void> CapturedDatabase::recover(std::string_view doubt) {
   }
   TRY(open_files());
   {
-    // Until somebody opens the -shm through this mount nobody is connected: refuse_orphans() has seen to the mounts before.
+    // Until somebody opens the -shm through this mount nobody is connected: OrphanFence has seen to the mounts before.
     MutexLock lock(database_->commit_mutex());
     wal_.set_shm_present(false);
   }

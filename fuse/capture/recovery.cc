@@ -4,11 +4,7 @@
 #include <sys/stat.h>
 
 #include <array>
-#include <cerrno>
-#include <chrono>
-#include <thread>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "storage/sqlite/database_header.h"
 
@@ -16,7 +12,6 @@ namespace sluice::fuse {
 namespace {
 
 constexpr std::string_view kCleanStopFile = "/clean-stop";
-constexpr auto kOrphanWait = std::chrono::seconds(5);
 
 using Visitor = FunctionRef<Result<void>(const std::string& relative)>;
 
@@ -34,17 +29,6 @@ Result<void> walk(storage::Store& store, const std::string& relative, Visitor vi
   return {};
 }
 
-// A write lease is granted only while nobody else has the file open, not even mapped.
-bool held_by_others(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
-  if (!fd) return false;
-  if (::fcntl(fd.get(), F_SETLEASE, F_WRLCK) == 0) {
-    ::fcntl(fd.get(), F_SETLEASE, F_UNLCK);
-    return false;
-  }
-  return errno == EAGAIN || errno == EBUSY;
-}
-
 std::string stamp(const std::string& path) {
   std::string text;
   for (const char* suffix : {"", "-wal", "-journal"}) {
@@ -60,32 +44,13 @@ std::string stamp(const std::string& path) {
 
 }  // namespace
 
-Result<void> refuse_orphans(storage::Store& store) {
-  std::vector<std::string> files;
-  TRY(walk(store, "", [&](const std::string& path) -> Result<void> {
-    if (path.ends_with("-wal") || path.ends_with("-shm")) files.push_back(path);
-    return {};
-  }));
-  const MonotonicTime deadline = system_clock().now() + kOrphanWait;
-  auto pause = std::chrono::milliseconds(10);
-  for (const std::string& path : files) {
-    while (held_by_others(store.backing_path(path))) {
-      if (system_clock().now() > deadline) {
-        return make_error(Errc::in_use, store.backing_path(path) +
-                                            " is still open in a process that used an earlier mount of this data directory; "
-                                            "stop that process (fuser -v FILE names it, or lsof +D of the old mount point if it has its working "
-                                            "directory there) and start again");
-      }
-      std::this_thread::sleep_until(std::chrono::steady_clock::now() + pause);
-      pause = std::min(pause * 2, std::chrono::milliseconds(200));
-    }
-  }
-  return {};
+Result<void> walk_files(storage::Store& store, FunctionRef<Result<void>(const std::string& path)> visit) {
+  return walk(store, "", visit);
 }
 
 Result<std::vector<std::string>> find_database_files(storage::Store& store) {
   std::vector<std::string> names;
-  TRY(walk(store, "", [&](const std::string& path) -> Result<void> {
+  TRY(walk_files(store, [&](const std::string& path) -> Result<void> {
     struct stat st {};
     if (::lstat(store.backing_path(path).c_str(), &st) != 0 || !S_ISREG(st.st_mode)) return {};
     TRY_ASSIGN(const auto file, store.fs().open(store.backing_path(path), {}));

@@ -1,5 +1,4 @@
-// Start-up and clean stop of capture: which databases there are, whether anyone still has their files open, and whether they
-// are as the last run left them.
+// Start-up and clean stop of capture: which databases there are, and whether they are as the last run left them.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +7,13 @@
 #include <string_view>
 #include <vector>
 
+#include "base/function_ref.h"
 #include "storage/store.h"
 
 namespace sluice::fuse {
 
-/// Errc::in_use when a process still holds a -wal or -shm of the backing tree: it belongs to a mount that died and would go
-/// on committing beside us, under other locks (native-path §3). Waits a little for processes that are on their way out.
-Result<void> refuse_orphans(storage::Store& store);
+/// Calls `visit` with the path, relative to the mount, of each file in the backing tree.
+Result<void> walk_files(storage::Store& store, FunctionRef<Result<void>(const std::string& path)> visit);
 
 /// Names of all SQLite databases in the backing tree, by content.
 Result<std::vector<std::string>> find_database_files(storage::Store& store);

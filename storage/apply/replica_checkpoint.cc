@@ -42,7 +42,7 @@ Result<BackfillResult> LiveReplicaDatabase::checkpoint_locked(Record record) {
              backfill(*live_->files, *live_->index, *live_->writer, buffers_, [this] { return database_->sync(); }));
   const auto mark = live_->writer->reached(result.backfilled);
   if (mark && (record == Record::now || recording_due(*mark))) TRY(record_backfilled(*mark));
-  if (!result.complete) report_pinned(result);
+  report_pinned(result);
   return result;
 }
 
@@ -84,13 +84,19 @@ Result<void> LiveReplicaDatabase::record_backfilled(const AppliedMark& mark) {
 }
 
 void LiveReplicaDatabase::report_pinned(const BackfillResult& result) {
-  if (result.mx_frame < context_.options.max_wal_frames) return;
+  if (result.complete || result.mx_frame < context_.options.max_wal_frames) {
+    if (pin_reported_ != MonotonicTime{}) (void)database_->set_warning({});
+    pin_reported_ = {};
+    return;
+  }
   const MonotonicTime now = context_.store.clock().now();
   if (pin_reported_ != MonotonicTime{} && now - pin_reported_ < kPinReportInterval) return;
   pin_reported_ = now;
   const std::string readers = live_->files->readers();
   LOG_WARN("{}: the WAL has {} frames and cannot start over: a long read transaction of process {} needs it", name_,
            result.mx_frame, readers.empty() ? "unknown" : readers);
+  (void)database_->set_warning(fmt::format("its WAL cannot start over: a long read transaction of process {} needs it",
+                                           readers.empty() ? "unknown" : readers));
 }
 
 }  // namespace sluice::storage::apply

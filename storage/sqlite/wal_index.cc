@@ -150,6 +150,17 @@ void publish_header(std::byte* index, WalIndexHeader header) {
   store_header(index, header);
 }
 
+void poison_header(std::byte* index) {
+  WalIndexHeader header;
+  if (read_header(index, header) == HeaderState::invalid) header = WalIndexHeader{};
+  header.version = kPoisonedVersion;
+  header.is_init = 1;
+  header.checksum = header_checksum(header);
+  store_header(index + kHeaderCopySize, header);
+  full_barrier();
+  store_header(index, header);
+}
+
 CheckpointInfo read_checkpoint_info(const std::byte* index) {
   CheckpointInfo info;
   info.backfilled = load_backfilled(index);

@@ -64,6 +64,11 @@ CheckpointInfo read_checkpoint_info(const std::byte* index);
 /// Sets version, is_init and checksum, stores copy [1], full barrier, copy [0] (walIndexWriteHdr's order). The caller holds
 /// the WRITE lock and has counted `change` up; everything it stored in the index before is visible to whoever sees the header.
 void publish_header(std::byte* index, WalIndexHeader header);
+/// Both copies get a version that no SQLite knows and a right checksum: every read and write that begins from now on fails with
+/// SQLITE_CANTOPEN, and nobody recovers. What else the header says stays. A header that is not valid becomes one of mxFrame 0
+/// and salts 0.
+inline constexpr std::uint32_t kPoisonedVersion = 0xffffffff;
+void poison_header(std::byte* index);
 
 // Checkpoint info fields, with the ordering SQLite uses (atomic, release/acquire).
 std::uint32_t load_backfilled(const std::byte* index);

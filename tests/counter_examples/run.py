@@ -12,9 +12,12 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "harness"))
 import sqlite_source  # noqa: E402
-from cases import CASES  # noqa: E402
+from cases import CASES as WAL_CASES  # noqa: E402
 from nodes import TestFailure, end_on_signals  # noqa: E402
+from orphan_cases import ORPHAN_CASES  # noqa: E402
 from scene import Scene  # noqa: E402
+
+CASES = WAL_CASES | ORPHAN_CASES
 
 
 def run_case(name, program, binary):

@@ -3,6 +3,8 @@
 Every wait has a deadline and ends in TestFailure. close() kills by pid and unmounts, whatever state the node is in.
 """
 
+import array
+import fcntl
 import http.client
 import json
 import os
@@ -68,6 +70,26 @@ def detach(path):
     while is_mounted(path):
         tool = ["umount", "-l", path] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", path]
         subprocess.run(tool, check=True, capture_output=True, timeout=30)
+
+
+def make_mutable(directory):
+    """Files of fenced processes are immutable until these have ended and the node has noticed: then nobody could remove them."""
+    get_flags, set_flags, immutable = 0x80086601, 0x40086602, 0x10
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            if name != "wal" and not name.endswith("-wal"):
+                continue
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                flags = array.array("L", [0])
+                fcntl.ioctl(descriptor, get_flags, flags)
+                if flags[0] & immutable:
+                    flags[0] &= ~immutable
+                    fcntl.ioctl(descriptor, set_flags, flags)
+            except OSError:
+                pass  # a file system without such flags
+            finally:
+                os.close(descriptor)
 
 
 class Node:
@@ -165,6 +187,7 @@ class Node:
             self.kill()
         finally:
             detach(self.mount)
+            make_mutable(self.data)
 
     def diagnose(self):
         """Writes what can be learned of a living daemon beside its log: status, metrics, stacks (if there is a gdb)."""

@@ -137,6 +137,32 @@ TEST_F(Apply, TheWalStartsOverAgainAndAgain) {
   EXPECT_EQ(difference(node.path("app.db"), source.content()), "");
 }
 
+TEST_F(Apply, AReaderThatPinsTheWalIsReportedUntilItIsGone) {
+  ReplicaOptions options;
+  options.checkpoint_frames = 10;
+  options.max_wal_frames = 50;
+  node.restart(options);
+  Source source(source_path, 4096, "WAL");
+  create_accounts(source.sql(), 100);
+  ASSERT_TRUE(node.apply("app.db", source.next()).has_value());
+  Connection reader(node.path("app.db"), SQLITE_OPEN_READONLY);
+  reader.exec("BEGIN");
+  (void)reader.integer("SELECT n FROM meta");
+  const auto warning = [&] { return node.store().find("app.db")->warning(); };
+  int n = 0;
+  // Checkpoints run beside the change sets.
+  const auto apply_until = [&](const auto& condition) {
+    for (const int last = n + 3000; n < last && !condition();) {
+      transfer(source.sql(), ++n);
+      ASSERT_TRUE(node.apply("app.db", source.next()).has_value());
+    }
+    EXPECT_TRUE(condition()) << warning();
+  };
+  apply_until([&] { return warning().find("a long read transaction of process") != std::string::npos; });
+  reader.exec("COMMIT");
+  apply_until([&] { return warning().empty(); });
+}
+
 TEST_F(Apply, PagesCanBeReadAtThePositionFromWalAndFile) {
   Source source(source_path, 4096, "WAL");
   create_accounts(source.sql(), 500);
