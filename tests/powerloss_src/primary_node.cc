@@ -35,6 +35,7 @@ class PrimaryNode::Access final : public storage::MountAccess {
   void invalidate(const std::string&, std::uint64_t, std::uint64_t) override {}
   void invalidate_entry(const std::string&) override {}
   std::string backing_path(const std::string& path) const override { return root_ + "/" + path; }
+  bool passthrough() const override { return true; }
 
  private:
   const std::string root_;
