@@ -1,16 +1,13 @@
 #include "storage/page_checksums.h"
 
-#include <fcntl.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <optional>
-#include <random>
 
 #include "base/check.h"
-#include "base/fd.h"
 #include "base/log.h"
+#include "storage/boot.h"
 #include "storage/ltx/checksum.h"
 
 namespace sluice::storage {
@@ -34,22 +31,6 @@ struct Slot {
   std::uint64_t boot = 0;
   ChecksumsState state;
 };
-
-/// Names the time since the machine started; random where the kernel does not tell.
-std::uint64_t boot_number() {
-  static const std::uint64_t number = [] {
-    std::byte text[36];
-    const UniqueFd fd(::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
-    if (fd && ::read(fd.get(), text, sizeof text) == static_cast<ssize_t>(sizeof text)) {
-      ltx::Crc64 crc;
-      crc.update(text);
-      return crc.value();
-    }
-    std::random_device device;
-    return std::uint64_t{device()} << 32 | device();
-  }();
-  return number;
-}
 
 std::uint64_t slot_crc(ByteView slot) {
   ltx::Crc64 crc;
@@ -147,7 +128,7 @@ Result<void> PageChecksums::distrust(const ChecksumsState& state) {
     LOG_INFO("page checksums {}: start over after the machine's restart; they fill again page by page",
              file_->path());
     TRY(truncate(0));
-    TRY(file_->sync_data());
+    TRY(sync());
   }
   return write_state(state);
 }
@@ -245,8 +226,23 @@ Result<void> PageChecksums::truncate(std::uint32_t page_count) {
 }
 
 Result<void> PageChecksums::checkpoint(const ChecksumsState& state) {
-  TRY(file_->sync_data());  // stores through a shared mapping included
+  TRY(sync());  // stores through a shared mapping included
   return write_state(state);
+}
+
+/// After a failure the kernel counts what it has lost as clean, and the next sync would succeed: no state may promise those entries.
+/// The one on disk does not, so the next start sets them again from the log.
+Result<void> PageChecksums::sync() {
+  {
+    MutexLock lock(state_mutex_);
+    if (sync_failed_) return *sync_failed_;
+  }
+  const Result<void> synced = file_->sync_data();
+  if (!synced.has_error()) return {};
+  Error error = with_context("page checksums can no longer be trusted to reach the disk, restart the node", synced.error());
+  MutexLock lock(state_mutex_);
+  sync_failed_ = error;
+  return error;
 }
 
 Result<void> PageChecksums::write_state(const ChecksumsState& state) {
@@ -258,7 +254,7 @@ Result<void> PageChecksums::write_state(const ChecksumsState& state) {
   std::byte bytes[kSlotSize];
   write_slot(slot, bytes);
   TRY(file_->write_at(slot.sequence % 2 == 1 ? 0 : kSlotDistance, bytes));
-  TRY(file_->sync_data());
+  TRY(sync());
   MutexLock lock(state_mutex_);
   sequence_ = slot.sequence;
   state_ = state;
@@ -269,7 +265,7 @@ Result<void> PageChecksums::reset() {
   // First the state, so that no crash leaves a checkpoint that promises entries.
   TRY(write_state({}));
   TRY(truncate(0));
-  return file_->sync_data();
+  return sync();
 }
 
 }  // namespace sluice::storage

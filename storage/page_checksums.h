@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,7 @@ class PageChecksums {
   bool matches(const ChecksumsState& state) const;
   Result<void> reserve(std::uint64_t entries);
   Result<void> allocate_block(std::uint64_t block);
+  Result<void> sync() EXCLUDES(state_mutex_);
   Result<void> write_state(const ChecksumsState& state) EXCLUDES(state_mutex_);
 
   std::unique_ptr<File> file_;
@@ -70,6 +72,7 @@ class PageChecksums {
   mutable Mutex state_mutex_;
   ChecksumsState state_ GUARDED_BY(state_mutex_);
   std::uint64_t sequence_ GUARDED_BY(state_mutex_) = 0;
+  std::optional<Error> sync_failed_ GUARDED_BY(state_mutex_);
 };
 
 }  // namespace sluice::storage

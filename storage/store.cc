@@ -2,11 +2,13 @@
 
 #include <fcntl.h>
 
+#include <array>
 #include <boost/json.hpp>
 #include <charconv>
 #include <random>
 
 #include "base/log.h"
+#include "storage/boot.h"
 #include "storage/change_log_format.h"
 
 namespace sluice::storage {
@@ -23,6 +25,29 @@ std::string_view role_name(Role role) {
 
 std::string_view first_line(std::string_view text) {
   return text.substr(0, text.find('\n'));
+}
+
+constexpr std::size_t kMaxLockText = 64;
+
+/// "pid\nboot\n"
+std::string read_lock_text(int fd) {
+  std::array<char, kMaxLockText> text{};
+  const ssize_t n = ::pread(fd, text.data(), text.size(), 0);
+  return n > 0 ? std::string(text.data(), static_cast<std::size_t>(n)) : std::string();
+}
+
+std::string_view boot_line(std::string_view text) {
+  const std::size_t end = text.find('\n');
+  return end == std::string_view::npos ? std::string_view() : first_line(text.substr(end + 1));
+}
+
+// In place: a full disk has no room for a file that was emptied first.
+Result<void> write_lock_text(int fd, const std::string& path, const std::string& text) {
+  if (::pwrite(fd, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
+      ::ftruncate(fd, static_cast<off_t>(text.size())) != 0) {
+    return errno_error("write " + path, errno);
+  }
+  return {};
 }
 
 NodeId random_node_id() {
@@ -121,22 +146,25 @@ Result<void> Store::lock_directory() {
   lock.l_whence = SEEK_SET;
   if (::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0) {
     if (errno != EAGAIN && errno != EACCES) return errno_error("lock " + path, errno);
-    char text[32] = {};
-    const ssize_t n = ::pread(fd.get(), text, sizeof text - 1, 0);
-    const std::string pid = n > 0 ? std::string(first_line(text)) : "unknown";
+    const std::string text = read_lock_text(fd.get());
+    const std::string_view pid = text.empty() ? std::string_view("unknown") : first_line(text);
     return make_error(Errc::in_use,
                       fmt::format("data directory {} is in use by process {}; stop it, or use another "
                                   "--data directory",
                                   options_.data_dir, pid));
   }
-  const std::string pid = std::to_string(::getpid()) + "\n";
-  // In place: a full disk has no room for a file that was emptied first.
-  if (::pwrite(fd.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()) ||
-      ::ftruncate(fd.get(), static_cast<off_t>(pid.size())) != 0) {
-    return errno_error("write " + path, errno);
-  }
+  // Never synced: text that names this boot was written in it.
+  const std::string before = read_lock_text(fd.get());
+  const std::string boot(boot_line(before));
+  machine_restarted_ = boot != to_hex(boot_number());
+  TRY(write_lock_text(fd.get(), path, std::to_string(::getpid()) + "\n" + (boot.empty() ? "-" : boot) + "\n"));
   lock_ = std::move(fd);
   return {};
+}
+
+Result<void> Store::note_recovered() {
+  return write_lock_text(lock_.get(), options_.data_dir + "/lock",
+                         std::to_string(::getpid()) + "\n" + to_hex(boot_number()) + "\n");
 }
 
 Result<void> Store::load_identity() {
@@ -182,7 +210,7 @@ Result<void> Store::set_last_role(Role role) {
 Result<void> Store::clear_tmp() {
   TRY_ASSIGN(const auto entries, fs_.list(tmp_dir()));
   for (const DirEntry& entry : entries) {
-    if (!entry.is_directory && !entry.name.starts_with(kKeptInTmp)) TRY(fs_.unlink(tmp_dir() + "/" + entry.name));
+    if (!entry.is_directory && !entry.name.starts_with(kKeptInTmp) && !entry.name.starts_with(kSyncFailedInTmp)) TRY(fs_.unlink(tmp_dir() + "/" + entry.name));
   }
   return {};
 }

@@ -16,6 +16,8 @@ enum class Role { primary, replica };
 
 /// Files of DATA/tmp/ with this prefix outlive the daemon: capture's notes of writes that it has not captured yet.
 inline constexpr std::string_view kKeptInTmp = "unjournaled-";
+/// And with this one: a sync of the database's files failed, and they have not been written again since.
+inline constexpr std::string_view kSyncFailedInTmp = "sync-failed-";
 
 struct StoreOptions {
   std::string data_dir;
@@ -23,7 +25,8 @@ struct StoreOptions {
   RetentionPolicy retention;
 };
 
-/// Layout: DATA/lock (held by an open-file-description lock, with the pid as text), DATA/node.json (identity,
+/// Layout: DATA/lock (held by an open-file-description lock; the pid, then the boot in which recovery
+/// was last complete), DATA/node.json (identity,
 /// format version, last role), DATA/fs/ (backing tree), DATA/log/<name>/…seg, DATA/checksums/<name>,
 /// DATA/install/ (storage/apply/snapshot_files.h), DATA/tmp/ (emptied at open but for kKeptInTmp…),
 /// DATA/lost+found/. <name> is the database's path with '%' and '/' percent-encoded. Thread-safe.
@@ -39,6 +42,11 @@ class Store {
   std::optional<Role> last_role() const EXCLUDES(mutex_);
   /// Durable on return.
   Result<void> set_last_role(Role role) EXCLUDES(opening_mutex_, mutex_);
+
+  /// The machine was restarted since recovery last was complete here: what was not synced then may be lost.
+  bool machine_restarted() const { return machine_restarted_; }
+  /// Recovery is complete. Until then every start says machine_restarted().
+  Result<void> note_recovered();
 
   std::shared_ptr<Database> find(const std::string& name) const EXCLUDES(mutex_);
   /// Opens or creates. Errc::invalid_argument for a name that is not a clean relative path, Errc::too_large
@@ -78,6 +86,7 @@ class Store {
   const StoreOptions options_;
   NodeId node_id_;
   UniqueFd lock_;
+  bool machine_restarted_ = false;
   Mutex opening_mutex_
       ACQUIRED_BEFORE(mutex_);  ///< serialises changes of what is on disk; held over file I/O
   mutable Mutex mutex_;

@@ -130,10 +130,10 @@ Result<void> CaptureImpl::recover() {
   names.erase(std::unique(names.begin(), names.end()), names.end());
   for (const std::string& name : names) {
     TRY_ASSIGN(const DatabasePtr database, open_database(name));
-    const Result<void> recovered = database->recover(clean.trusts(context_.store, name));
+    const Result<void> recovered = database->recover(clean.doubt(context_.store, name));
     if (recovered.has_error()) database->refuse(recovered.error());  // the others can be served
   }
-  return {};
+  return context_.store.note_recovered();
 }
 
 Result<void> CaptureImpl::start(storage::MountAccess& access) {

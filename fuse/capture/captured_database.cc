@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "base/log.h"
 #include "storage/ltx/checksum.h"
@@ -47,17 +48,9 @@ Result<void> CapturedDatabase::open_files() {
   durable_captured_ = {};
   set_durable_end({});
   ++file_changes_;
+  ++changes_.names;
+  ++changes_.ancestors;
   return {};
-}
-
-// Anything a gate refuses for a reason that will not go away by itself stops the database: applications get EIO, nothing is
-// captured wrongly, status and log say why.
-Result<void> CapturedDatabase::fail(Error error) {
-  failed_ = true;
-  failure_ = error.message;
-  database_->set_fault(error.message);
-  LOG_ERROR("{}: stopped: {}; restart the node after the cause is gone", name(), error.message);
-  return error;
 }
 
 int CapturedDatabase::to_errno(const Error& error) const {
@@ -174,48 +167,6 @@ void CapturedDatabase::schedule_capture() {
   if (!posted) scheduled_.store(false);
 }
 
-bool CapturedDatabase::wal_durable() const {
-  return !wal_.holds_captured() || wal_.position() == durable_captured_ || wal_.position() == durable_end();
-}
-
-sqlite::WalPosition CapturedDatabase::durable_end() const {
-  MutexLock lock(sync_mutex_);
-  return durable_end_;
-}
-
-void CapturedDatabase::set_durable_end(const sqlite::WalPosition& end) {
-  MutexLock lock(sync_mutex_);
-  durable_end_ = end;
-}
-
-// I2, durable before ship: first the files that hold what was captured, then the log, then the replicas are told.
-Result<void> CapturedDatabase::make_durable() {
-  std::shared_ptr<File> wal;
-  std::shared_ptr<File> file;
-  sqlite::WalPosition position;
-  std::uint64_t file_changes = 0;
-  Txid captured;  // more may be captured, and appended to the log, while the files are being synced
-  {
-    MutexLock lock(database_->commit_mutex());
-    if (failed_) return make_error(Errc::io, failure_);
-    captured = database_->pos().txid;
-    position = wal_.position();
-    file_changes = file_changes_;
-    if (!wal_durable()) wal = wal_.wal_file();
-    if (file_captured_ && file_changes_synced_ < file_changes_) file = file_;
-  }
-  Result<void> synced;
-  if (wal != nullptr) synced = wal->sync_data();
-  if (file != nullptr && !synced.has_error()) synced = file->sync_data();
-  if (!synced.has_error()) synced = database_->sync(captured);
-  MutexLock lock(database_->commit_mutex());
-  if (synced.has_error()) return fail(std::move(synced).error());
-  if (wal != nullptr) durable_captured_ = position;
-  if (file != nullptr) file_changes_synced_ = std::max(file_changes_synced_, file_changes);
-  if (database_->pos().txid == captured) file_captured_ = false;
-  return {};
-}
-
 int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
   bool notify = false;
   int rc = 0;
@@ -227,6 +178,7 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
       if (file.has_error()) return to_errno(file.error());
       file_ = *file;
       wal_.set_database_file(file_);
+      ++changes_.ancestors;
     }
     const Pos before = database_->pos();
     const Result<void> gated = gate(Reason::backfill);
@@ -234,7 +186,10 @@ int CapturedDatabase::write_database(const Op& op, FunctionRef<int()> perform) {
     notify = database_->pos() != before;
     const bool backfill = wal_.has_wal() && !journal_active_ && wal_.position().frame != 0;
     if (!backfill) {
-      if (!journal_active_) mark_unjournaled();
+      if (!journal_active_) {
+        const Result<void> marked = mark_unjournaled();
+        if (marked.has_error()) return to_errno(marked.error());
+      }
       const std::uint64_t end = op.kind == OpKind::write ? op.offset + op.data.size() : UINT64_MAX;
       const Result<void> kept = remember_old(op.kind == OpKind::write ? op.offset : op.size, end);
       if (kept.has_error()) return to_errno(kept.error());
@@ -271,7 +226,7 @@ int CapturedDatabase::sync_database(FunctionRef<int()> perform) {
   }
   const int rc = perform();
   MutexLock lock(database_->commit_mutex());
-  if (rc == EIO) (void)fail(make_error(Errc::io, "fsync of its database file failed"));
+  if (rc != 0) (void)fail_sync(errno_error("fsync of its database file " + context_.store.backing_path(name()), rc));
   if (rc == 0) file_changes_synced_ = std::max(file_changes_synced_, covered);
   return rc;
 }
@@ -333,7 +288,7 @@ Result<void> CapturedDatabase::capture_rollback() NO_THREAD_SAFETY_ANALYSIS {
 // The commit of a rollback transaction. The change set is durable before the operation that commits is performed, and leaves
 // the node after it: should the operation fail, or we die in between, SQLite rolls back, and the next event makes a change
 // set that takes this one back.
-int CapturedDatabase::commit_event(FunctionRef<int()> perform) {
+int CapturedDatabase::commit_event(const Op& op, FunctionRef<int()> perform) {
   bool ship = false;
   int rc = 0;
   {
@@ -348,6 +303,7 @@ int CapturedDatabase::commit_event(FunctionRef<int()> perform) {
     }
     rc = perform();
     if (rc == 0) {
+      ++(op.kind == OpKind::unlink ? changes_.names : changes_.journal_ends);
       ship = settle_journal();
     }
   }
@@ -360,7 +316,7 @@ bool CapturedDatabase::settle_journal() {
   dirty_.clear();
   journal_active_ = false;
   hot_journal_ = false;
-  clear_unjournaled();
+  unjournaled_ = false;
   if (!database_->log().release_hold()) return false;
   shippable_ = true;
   return true;
@@ -368,13 +324,13 @@ bool CapturedDatabase::settle_journal() {
 
 int CapturedDatabase::run_journal(const Op& op, FunctionRef<int()> perform) {
   switch (op.kind) {
-    case OpKind::unlink: return commit_event(perform);
-    case OpKind::truncate: return op.size == 0 ? commit_event(perform) : perform();
+    case OpKind::unlink: return commit_event(op, perform);
+    case OpKind::truncate: return op.size == 0 ? commit_event(op, perform) : perform();
     case OpKind::write: break;
     default: return perform();
   }
   const bool zeroed_header = op.offset == 0 && op.data.size() == sqlite::kJournalHeaderSize && all_zero(op.data);
-  if (zeroed_header) return commit_event(perform);  // journal_mode=PERSIST
+  if (zeroed_header) return commit_event(op, perform);  // journal_mode=PERSIST
   {
     MutexLock lock(database_->commit_mutex());
     if (failed_) return EIO;
@@ -399,9 +355,9 @@ int CapturedDatabase::sync_wal(FunctionRef<int()> perform) {
   const auto end = wal_.end_of_chain(durable_end());
   const int rc = perform();
   if (rc == 0 && end) set_durable_end(*end);
-  if (rc == EIO) {
+  if (rc != 0) {
     MutexLock lock(database_->commit_mutex());
-    (void)fail(make_error(Errc::io, "fsync of its WAL failed"));
+    (void)fail_sync(errno_error("fsync of its WAL " + context_.store.backing_path(name()) + "-wal", rc));
   }
   return rc;
 }

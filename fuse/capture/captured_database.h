@@ -36,9 +36,9 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
 
   /// Files as they are in the backing tree; at start-up and after a rename.
   Result<void> open_files();
-  /// Start-up, nobody connected: what was committed while nobody captured. `trust_position`: the files are those that the
-  /// last run left.
-  Result<void> recover(bool trust_position);
+  /// Start-up, nobody connected: what was committed while nobody captured. `doubt` is empty if the files are those that the
+  /// last run left, all of them; else `doubt` says why not, and the whole database is compared with what was captured.
+  Result<void> recover(std::string_view doubt);
   /// Start-up failed for this database: its operations fail, too, until the next start. The others are served.
   void refuse(const Error& error);
   bool has_hot_journal() const { return hot_journal_; }
@@ -87,7 +87,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   int run_wal(const Op& op, FunctionRef<int()> perform);
   int run_shm(const Op& op, FunctionRef<int()> perform);
   int write_database(const Op& op, FunctionRef<int()> perform);
-  int commit_event(FunctionRef<int()> perform);
+  int commit_event(const Op& op, FunctionRef<int()> perform);
   bool settle_journal();
   int sync_wal(FunctionRef<int()> perform);
   int sync_database(FunctionRef<int()> perform);
@@ -105,15 +105,23 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   Result<void> look_at_journal(const File& journal);
   Result<void> remember_old(std::uint64_t first_byte, std::uint64_t end_byte);
   Result<void> make_durable();
+  struct Unsynced;
+  Unsynced take_unsynced();
+  Result<void> sync_files(const Unsynced& unsynced);
+  Result<void> sync_names(bool ancestors);
+  Result<void> rewrite_after_failed_sync();
+  Result<void> compare_or_capture(std::string_view doubt);
   bool wal_durable() const EXCLUDES(sync_mutex_);
   sqlite::WalPosition durable_end() const EXCLUDES(sync_mutex_);
   void set_durable_end(const sqlite::WalPosition& end) EXCLUDES(sync_mutex_);
   Result<void> record_deletion();
-  void mark_unjournaled();
-  void clear_unjournaled();
+  Result<void> mark_unjournaled();
+  Result<void> drop_marker();
   Result<void> fail(Error error);
+  Result<void> fail_sync(Error error);
   int to_errno(const Error& error) const;
   std::string marker_path() const;
+  std::string sync_failed_path() const;
   Result<std::shared_ptr<File>> open_backing(const std::string& suffix);
 
   CaptureContext& context_;
@@ -127,6 +135,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   bool journal_active_ = false;
   bool hot_journal_ = false;
   bool unjournaled_ = false;
+  bool marker_on_disk_ = false;  ///< marker_path() exists, or may
   bool needs_reconcile_ = false;
   std::atomic<bool> failed_{false};  ///< may be read without the lock
   std::string failure_;
@@ -142,6 +151,15 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   std::uint64_t file_changes_ = 1;
   std::uint64_t file_changes_synced_ = 0;
   bool file_captured_ = false;
+  /// What else may not be on disk yet: the names of the database, its -wal (new) and its -journal (gone); those of the directories
+  /// above it; the end of a journal that was truncated or overwritten. Counted, for several threads may be syncing.
+  struct NameChanges {
+    std::uint64_t names = 0;
+    std::uint64_t ancestors = 0;
+    std::uint64_t journal_ends = 0;
+  };
+  NameChanges changes_{1, 1, 0};
+  NameChanges changes_synced_;
   bool shippable_ = false;        ///< a change set was held back until now
   unsigned polls_ = 0;
   std::uint64_t backfilled_ = 0;  ///< bytes since the last start_writeback()

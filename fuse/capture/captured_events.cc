@@ -19,13 +19,16 @@ void CapturedDatabase::opened(const Op& op) {
     auto file = open_backing("");
     if (file.has_value()) file_ = *file;
     wal_.set_database_file(file_);
+    ++changes_.ancestors;
   } else if (op.file == FileKind::wal && !wal_.has_wal()) {
     auto wal = open_backing("-wal");
     if (wal.has_value()) wal_.set_wal(*wal);
+    ++changes_.names;
   } else if (op.file == FileKind::shm && !op.own) {
     if (!wal_.has_wal()) {
       auto wal = open_backing("-wal");
       if (wal.has_value()) wal_.set_wal(*wal);
+      ++changes_.names;
     }
     if (!wal_.shm_present()) {
       ++shm_generation_;
@@ -63,6 +66,7 @@ void CapturedDatabase::content_removed() {
     wal_.forget();
     file_ = nullptr;
     wal_.set_database_file(nullptr);
+    ++changes_.names;
     settle_journal();
     const Result<void> recorded = record_deletion();
     if (recorded.has_error()) {
@@ -164,8 +168,13 @@ Result<void> CapturedDatabase::capture_at_stop() {
     if (unjournaled_ && !journal_active_) {
       TRY(capture_unannounced());
       dirty_.clear();
-      clear_unjournaled();
+      unjournaled_ = false;
     }
+    // The note of a clean stop vouches for the files, also after a loss of power.
+    ++file_changes_;
+    file_captured_ = true;
+    durable_captured_ = {};
+    set_durable_end({});
   }
   TRY(make_durable());
   return database_->maintain(context_.store.options().retention, storage::Database::Checkpoint::now);
@@ -182,18 +191,24 @@ std::string CapturedDatabase::marker_path() const {
   return context_.store.tmp_dir() + "/unjournaled-" + storage::escape_name(name());
 }
 
-// Writes that no journal announces leave no trace on disk that they are not captured yet: the marker is that trace.
-void CapturedDatabase::mark_unjournaled() {
-  if (unjournaled_) return;
+// Writes that no journal announces leave no trace on disk that they are not captured yet: the marker is that trace, on disk before
+// they are.
+Result<void> CapturedDatabase::mark_unjournaled() {
+  if (!marker_on_disk_) {
+    TRY(context_.store.fs().open(marker_path(), {.write = true, .create = true}));
+    TRY(context_.store.fs().sync_directory(context_.store.tmp_dir()));
+    marker_on_disk_ = true;
+  }
   unjournaled_ = true;
-  auto marker = context_.store.fs().open(marker_path(), {.write = true, .create = true});
-  if (marker.has_error()) LOG_WARN("{}: {}", name(), marker.error().message);
+  return {};
 }
 
-void CapturedDatabase::clear_unjournaled() {
-  if (!unjournaled_) return;
-  unjournaled_ = false;
-  (void)context_.store.fs().unlink(marker_path());
+// Only when what it stood for is in the durable log.
+Result<void> CapturedDatabase::drop_marker() {
+  const Result<void> removed = context_.store.fs().unlink(marker_path());
+  if (removed.has_error() && removed.error().code != Errc::not_found) return removed;
+  marker_on_disk_ = false;
+  return {};
 }
 
 bool CapturedDatabase::unjournaled_pending() {
@@ -243,7 +258,7 @@ bool CapturedDatabase::capture_unjournaled() {
     }
     context_.counters.unjournaled.fetch_add(1, std::memory_order_relaxed);
     dirty_.clear();
-    clear_unjournaled();
+    unjournaled_ = false;
   }
   return !make_durable().has_error();
 }
@@ -314,39 +329,33 @@ Result<void> CapturedDatabase::look_at_journal(const File& journal) NO_THREAD_SA
   return {};
 }
 
-Result<void> CapturedDatabase::recover(bool trust_position) {
+Result<void> CapturedDatabase::recover(std::string_view doubt) {
+  TRY_ASSIGN(const bool sync_failed, context_.store.fs().exists(sync_failed_path()));
+  if (sync_failed) {
+    LOG_WARN("{}: a sync of its files failed in an earlier run; writing and comparing all of them", name());
+    const Result<void> rewritten = rewrite_after_failed_sync();
+    if (rewritten.has_error()) return with_context("its files cannot be written after a failed sync", rewritten.error());
+    doubt = "a sync of its files failed in an earlier run";
+  }
   TRY(open_files());
   TRY_ASSIGN(const std::shared_ptr<File> journal, open_backing("-journal"));
   TRY_ASSIGN(const bool marked, context_.store.fs().exists(marker_path()));
   {
     MutexLock lock(database_->commit_mutex());
+    marker_on_disk_ = marked;
     if (file_ == nullptr) {
       TRY(record_deletion());
-      return {};
-    }
-    if (journal != nullptr) TRY(look_at_journal(*journal));
-    wal_.resume(database_->wal_position());
-    if (journal_active_) {
-      // The last change set may be of this very transaction, which is about to be rolled back.
-      database_->log().hold(database_->pos().txid);
-      return {};
-    }
-    const bool is_new = database_->page_count() == 0;
-    if (marked || !trust_position || is_new) {
-      unjournaled_ = marked;
-      TRY(reconcile(is_new   ? "it is new here"
-                    : marked ? "it was being written without a journal when the node died"
-                             : "its files are not those the node left"));
-      clear_unjournaled();
     } else {
-      // Whatever the last run left of the -shm: nobody is connected now.
-      wal_.set_shm_present(false);
-      TRY(wal_.capture(Reason::gate));
-      TRY_ASSIGN(const FileSummary file, summarise(file_.get()));
-      if (!file.is_database && file.size != 0) {
-        file_unreadable_ = true;
-        LOG_WARN("{}: the file is no SQLite database any more; replicas stay at {}", name(), database_->pos());
+      if (journal != nullptr) TRY(look_at_journal(*journal));
+      wal_.resume(database_->wal_position());
+      if (journal_active_) {
+        // The last change set may be of this very transaction, which is about to be rolled back.
+        database_->log().hold(database_->pos().txid);
+        if (doubt.empty() && !marked) return {};
+        dirty_.add_all();
+        return mark_unjournaled();  // until that comparison has been made
       }
+      TRY(compare_or_capture(marked ? "it was being written without a journal when the node died" : doubt));
     }
   }
   TRY(open_files());
@@ -355,7 +364,24 @@ Result<void> CapturedDatabase::recover(bool trust_position) {
     MutexLock lock(database_->commit_mutex());
     wal_.set_shm_present(false);
   }
-  return make_durable();
+  TRY(make_durable());
+  if (!sync_failed) return {};
+  TRY(context_.store.fs().unlink(sync_failed_path()));
+  return context_.store.fs().sync_directory(context_.store.tmp_dir());
+}
+
+Result<void> CapturedDatabase::compare_or_capture(std::string_view doubt) NO_THREAD_SAFETY_ANALYSIS {
+  if (database_->page_count() == 0) doubt = "it is new here";
+  if (!doubt.empty()) return reconcile(doubt);
+  // Whatever the last run left of the -shm: nobody is connected now.
+  wal_.set_shm_present(false);
+  TRY(wal_.capture(Reason::gate));
+  TRY_ASSIGN(const FileSummary file, summarise(file_.get()));
+  if (!file.is_database && file.size != 0) {
+    file_unreadable_ = true;
+    LOG_WARN("{}: the file is no SQLite database any more; replicas stay at {}", name(), database_->pos());
+  }
+  return {};
 }
 
 }  // namespace sluice::fuse

@@ -51,6 +51,32 @@ Result<std::optional<Pos>> rebase(storage::Database& database, const storage::Co
   return std::optional<Pos>(base.post);
 }
 
+// After a loss of power most checksums can be unknown. Those of pages that the log has changed since their checkpoint are known from
+// the log; if all others are as the file has them, and the rolling checksum proves it, they need not be sent to anybody.
+Result<bool> learn_unknown(storage::Database& database, const storage::CommitInput& input) NO_THREAD_SAFETY_ANALYSIS {
+  if (input.page_size != database.page_size()) return false;
+  const Pgno lock = lock_page(input.page_size);
+  std::vector<Checksum> found(std::size_t{database.page_count()} + 1);
+  Checksum total = kEmptyChecksum;
+  for (std::uint32_t p = 1; p < found.size(); ++p) {
+    const Pgno pgno(p);
+    if (pgno == lock) continue;
+    Checksum sum = database.checksums().get(pgno);
+    if (sum == Checksum{}) {
+      if (p > input.commit) return false;
+      TRY_ASSIGN(const ByteView page, input.read(pgno));
+      sum = ltx::page_checksum(pgno, page);
+      found[p] = sum;
+    }
+    total = ltx::toggle(total, sum);
+  }
+  if (total != database.pos().checksum) return false;
+  for (std::uint32_t p = 1; p < found.size(); ++p) {
+    if (found[p] != Checksum{}) TRY(database.checksums().set(Pgno(p), found[p]));
+  }
+  return true;
+}
+
 }  // namespace
 
 Result<std::optional<Pos>> commit_or_rebase(storage::Database& database, const storage::CommitInput& input,
@@ -61,6 +87,8 @@ Result<std::optional<Pos>> commit_or_rebase(storage::Database& database, const s
   }
   auto made = database.commit(input, options.epoch, node);
   if (made.has_value() || made.error().code != Errc::not_found || input.commit == 0) return made;
+  TRY_ASSIGN(const bool learned, learn_unknown(database, input));
+  if (learned) return database.commit(input, options.epoch, node);
   return rebase(database, input, options);
 }
 

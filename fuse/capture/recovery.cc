@@ -97,10 +97,15 @@ Result<std::vector<std::string>> find_database_files(storage::Store& store) {
   return names;
 }
 
-bool CleanStop::trusts(storage::Store& store, const std::string& name) const {
-  if (!was_clean_) return true;
+// After a loss of power nothing but a comparison tells what the files have: with synchronous=OFF any page can be an old one, and
+// with any other setting a WAL can have lost what the log has.
+std::string_view CleanStop::doubt(storage::Store& store, const std::string& name) const {
+  if (!was_clean_) {
+    return store.machine_restarted() ? "the machine was restarted before this node was stopped" : std::string_view();
+  }
   const auto it = stamps_.find(storage::escape_name(name));
-  return it != stamps_.end() && it->second == stamp(store.backing_path(name));
+  const bool same = it != stamps_.end() && it->second == stamp(store.backing_path(name));
+  return same ? std::string_view() : "its files are not those the node left";
 }
 
 CleanStop take_clean_stop(storage::Store& store) {
@@ -117,7 +122,8 @@ CleanStop take_clean_stop(storage::Store& store) {
     if (tab != std::string_view::npos) clean.stamps_[std::string(line.substr(0, tab))] = std::string(line.substr(tab + 1));
     text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
   }
-  const Result<void> removed = store.fs().unlink(path);
+  Result<void> removed = store.fs().unlink(path);
+  if (!removed.has_error()) removed = store.fs().sync_directory(store.data_dir());
   if (removed.has_error()) {
     LOG_WARN("{}", removed.error().message);
     clean.stamps_.clear();  // never trusted twice

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "storage/store.h"
@@ -21,9 +22,10 @@ Result<std::vector<std::string>> find_database_files(storage::Store& store);
 /// Size and modification time of every database's files at a clean stop.
 class CleanStop {
  public:
-  /// May recovery go on from the recorded position? True after an unclean stop (every write since then passed a gate), and
-  /// after a clean one if the files are unchanged; false if somebody changed them while no node ran.
-  bool trusts(storage::Store& store, const std::string& name) const;
+  /// Why recovery must not go on from the recorded position; empty: it may. It may after an unclean stop (every write since
+  /// then passed a gate), and after a clean one if the files are unchanged; not if somebody changed them while no node ran, nor
+  /// if the machine was restarted without a clean stop.
+  std::string_view doubt(storage::Store& store, const std::string& name) const;
 
  private:
   friend CleanStop take_clean_stop(storage::Store& store);

@@ -1,32 +1,28 @@
 // I2: what leaves the node is in a WAL that is on disk.
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <array>
 #include <atomic>
 #include <string_view>
 
 #include "tests/capture/capture_fixture.h"
-
-namespace {
-std::atomic<int> wal_syncs{0};
-}  // namespace
-
-extern "C" int fdatasync(int fd) {
-  std::array<char, 512> path{};
-  const ssize_t n = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path.data(), path.size());
-  const int rc = static_cast<int>(::syscall(SYS_fdatasync, fd));
-  if (n > 0 && std::string_view(path.data(), static_cast<std::size_t>(n)).ends_with("/a.db-wal")) ++wal_syncs;
-  return rc;
-}
+#include "tests/capture/failing_syncs.h"
 
 namespace sluice::fuse {
 namespace {
 
-class CaptureDurability : public CaptureFixture {};
+class CaptureDurability : public CaptureFixture {
+ protected:
+  void TearDown() override {
+    test::before_sync(nullptr);
+    CaptureFixture::TearDown();
+  }
+};
 
 // SQLite syncs the header of a WAL that starts over, while the file behind it still has the frames of the generation before.
 TEST_F(CaptureDurability, ASyncOfTheWalCoversNoFramesThatComeLater) {
+  std::atomic<int> wal_syncs{0};
+  test::before_sync([&](std::string_view file) {
+    if (file.ends_with("/a.db-wal")) ++wal_syncs;
+    return 0;
+  });
   Session session(path("a.db"));
   session.run("pragma journal_mode=wal; pragma synchronous=normal; pragma wal_autocheckpoint=0; create table t(x);");
   session.run("insert into t select randomblob(900) from generate_series(1,500);");

@@ -148,6 +148,7 @@ TEST_F(PageChecksumsTest, CheckpointsSyncEntriesBeforeTheState) {
   const Bytes after = load();
   EXPECT_TRUE(std::equal(before.begin(), before.begin() + 4096, after.begin()));  // the state was not touched
   EXPECT_EQ(checksums->state(), ChecksumsState{});
+  EXPECT_TRUE(checksums->checkpoint({pos_at(5), 4096, 1}).has_error()) << "a failed sync was tried again into success";
 }
 
 TEST_F(PageChecksumsTest, ATornStateLeavesTheOneBefore) {

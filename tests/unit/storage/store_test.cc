@@ -6,6 +6,7 @@
 
 #include <filesystem>
 
+#include "storage/boot.h"
 #include "tests/unit/storage/log_support.h"
 
 namespace sluice::storage::test {
@@ -203,6 +204,27 @@ TEST_F(StoreTest, NamesThatAreNoFileNameAreRefused) {
   EXPECT_EQ(store->open_database(std::string(300, 'x')).error().code, Errc::too_large);
   EXPECT_EQ(store->open_database(std::string(221, 'x')).error().code, Errc::too_large);
   ASSERT_OK(store->open_database(std::string(220, 'x')));
+}
+
+TEST_F(StoreTest, KnowsWhetherTheMachineWasRestartedSinceRecoveryWasComplete) {
+  EXPECT_TRUE(open()->machine_restarted());
+  EXPECT_TRUE(open()->machine_restarted()) << "recovery was not complete";
+  ASSERT_OK(open()->note_recovered());
+  EXPECT_FALSE(open()->machine_restarted());
+  EXPECT_FALSE(open()->machine_restarted());
+  set_boot_number_for_tests(5);
+  EXPECT_TRUE(open()->machine_restarted());
+  set_boot_number_for_tests(0);
+  std::filesystem::remove(data() + "/lock");
+  EXPECT_TRUE(open()->machine_restarted());
+}
+
+TEST_F(StoreTest, KeepsTheNotesOfFailedSyncs) {
+  (void)open();
+  const std::string note = data() + "/tmp/" + std::string(kSyncFailedInTmp) + "a.db";
+  ASSERT_OK(write_file_atomically(real_file_system(), note, {}));
+  (void)open();
+  EXPECT_TRUE(std::filesystem::exists(note));
 }
 
 }  // namespace
