@@ -78,6 +78,8 @@ void add_database(Families& m, const DatabaseStatus& d) {
           static_cast<double>(d.durable.value()));
   m.gauge("sluice_db_stopped", "1: operations on the database fail until the node is restarted, see its log.", db,
           d.fault.empty() ? 0 : 1);
+  m.gauge("sluice_db_waiting", "1: a full disk keeps the database from being captured or applied; it is tried again.", db,
+          d.waiting.empty() ? 0 : 1);
   m.gauge("sluice_db_pages", "Size of the database in pages.", db, d.pages);
   m.gauge("sluice_db_bytes", "Size of the database in bytes.", db, static_cast<double>(d.bytes()));
   m.gauge("sluice_db_log_bytes", "Size of the change log in bytes.", db, static_cast<double>(d.log_bytes));

@@ -45,6 +45,7 @@ json::object database_json(const DatabaseStatus& d) {
                    {"bytes", d.log_bytes}}}};
   put_name(o, d.name);
   if (!d.fault.empty()) o["fault"] = clean_utf8(d.fault);
+  if (!d.waiting.empty()) o["waiting"] = clean_utf8(d.waiting);
   if (d.applied) {
     o["applied_txid"] = to_hex(d.applied->txid.value());
     o["applied_checksum"] = to_hex(d.applied->checksum.value());
@@ -101,6 +102,7 @@ DatabaseStatus database_status(storage::Database& database, const std::string& b
   s.durable = database.log().durable();
   s.log_bytes = database.log().size_bytes();
   s.fault = database.fault();
+  s.waiting = database.waiting();
   s.journal_mode = s.pages == 0 ? "deleted" : journal_mode(real_file_system(), backing_path);
   return s;
 }

@@ -26,6 +26,7 @@ struct DatabaseStatus {
   std::uint64_t log_bytes = 0;
   std::int64_t timestamp_ms = 0;  ///< of the last change set
   std::string fault;              ///< storage::Database::fault
+  std::string waiting;            ///< storage::Database::waiting
   std::uint64_t bytes() const { return std::uint64_t{page_size} * pages; }
 };
 

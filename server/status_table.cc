@@ -90,6 +90,9 @@ std::string render(const json::object& status) {
     const json::object& d = v.as_object();
     if (d.contains("fault"))
       out += fmt::format("\n{} is STOPPED: {}; restart the node after the cause is gone\n", text(d, "name"), text(d, "fault"));
+    if (d.contains("waiting"))
+      out += fmt::format("\n{} is WAITING for space on the disk: {}; it goes on by itself when there is some\n", text(d, "name"),
+                         text(d, "waiting"));
   }
   const json::value* replicas = status.if_contains("replicas");
   if (replicas == nullptr) return out;

@@ -98,6 +98,28 @@ void Database::set_fault(std::string why) {
   fault_ = std::move(why);
 }
 
+std::string Database::waiting() const {
+  MutexLock lock(state_mutex_);
+  return waiting_;
+}
+
+void Database::note_attempt(const Result<void>& outcome) {
+  const bool full = outcome.has_error() && outcome.error().code == Errc::no_space;
+  if (outcome.has_error() && !full) return;
+  bool was_waiting = false;
+  {
+    MutexLock lock(state_mutex_);
+    was_waiting = !waiting_.empty();
+    if (was_waiting == full) return;
+    waiting_ = full ? outcome.error().message : std::string();
+  }
+  if (full) {
+    LOG_ERROR("{}: the disk is full, replication of this database waits for space: {}", name_, outcome.error().message);
+  } else {
+    LOG_INFO("{}: there is space again, replication goes on", name_);
+  }
+}
+
 Result<std::optional<Pos>> Database::commit(const CommitInput& input, Epoch epoch, NodeId node) {
   CHECK(valid_page_size(input.page_size) || input.commit == 0);
   ChangeSetWriter writer(*this, input, epoch, node);
@@ -129,7 +151,11 @@ Result<void> Database::finish_received(const RecordInfo& info, std::span<const P
 
 Result<void> Database::apply_sums(const RecordInfo& info, std::span<const PageSum> sums) {
   const State before = state();
-  if (before.page_count != 0 && before.page_size != info.page_size) TRY(checksums_->reset());
+  if (before.page_count != 0 && before.page_size != info.page_size) {
+    // The reset is durable at once. Without the change set that has every page, recovery would find nothing to start from.
+    TRY(log_->flush());
+    TRY(checksums_->reset());
+  }
   for (const PageSum& sum : sums) TRY(checksums_->set(sum.pgno, sum.checksum));
   if (info.commit < before.page_count) TRY(checksums_->truncate(info.commit));
   return {};

@@ -88,6 +88,10 @@ class Database {
   /// who sets it refuses the operations itself. Thread-safe.
   std::string fault() const EXCLUDES(state_mutex_);
   void set_fault(std::string why) EXCLUDES(state_mutex_);
+  /// What keeps it behind for now and will be tried again (a full disk); empty: nothing. For people. Thread-safe.
+  std::string waiting() const EXCLUDES(state_mutex_);
+  /// Of an attempt to capture or apply: Errc::no_space makes it wait, success ends that; both are logged once.
+  void note_attempt(const Result<void>& outcome) EXCLUDES(state_mutex_);
 
   /// Serialises everything that moves the position or needs it to stand still. Held over file I/O (reads of pages, appends
   /// to the log), never over network, FUSE requests or the answer to one.
@@ -160,6 +164,7 @@ class Database {
   mutable Mutex state_mutex_;
   State state_ GUARDED_BY(state_mutex_);
   std::string fault_ GUARDED_BY(state_mutex_);
+  std::string waiting_ GUARDED_BY(state_mutex_);
   std::atomic<DatabaseObserver*> observer_{nullptr};
 };
 

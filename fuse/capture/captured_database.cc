@@ -11,6 +11,11 @@
 #include "storage/sqlite/journal.h"
 
 namespace sluice::fuse {
+namespace {
+
+constexpr auto kRetryPause = std::chrono::milliseconds(200);
+
+}  // namespace
 
 CapturedDatabase::CapturedDatabase(CaptureContext& context, std::shared_ptr<storage::Database> database)
     : context_(context),
@@ -61,6 +66,22 @@ int CapturedDatabase::to_errno(const Error& error) const {
   }
   LOG_WARN("{}: refused an operation: {}", name(), error.message);
   return EIO;
+}
+
+// A capture that failed is tried again by the poller, with a pause; what it says is logged when it is news.
+void CapturedDatabase::note_outcome(const Result<void>& outcome) {
+  if (outcome.has_error() && outcome.error().code == Errc::busy) return;
+  database_->note_attempt(outcome);
+  std::string said;
+  if (outcome.has_error()) {
+    const auto retry = std::chrono::steady_clock::now() + kRetryPause;
+    retry_at_.store(retry.time_since_epoch().count(), std::memory_order_relaxed);
+    if (outcome.error().code != Errc::no_space) said = outcome.error().message;
+  }
+  MutexLock lock(trouble_mutex_);
+  if (said == trouble_) return;
+  trouble_ = said;
+  if (!said.empty()) LOG_WARN("{}: {}", name(), said);
 }
 
 // Plain path: appends to the WAL say nothing about what is committed, and the wal-index's pages come when the kernel likes. The
@@ -156,13 +177,11 @@ Result<void> CapturedDatabase::flush_log() NO_THREAD_SAFETY_ANALYSIS {
 }
 
 void CapturedDatabase::schedule_capture() {
+  if (std::chrono::steady_clock::now().time_since_epoch().count() < retry_at_.load(std::memory_order_relaxed)) return;
   if (scheduled_.exchange(true)) return;
   const bool posted = context_.pool.post([self = shared_from_this()] {
     self->scheduled_.store(false);
-    const Result<void> captured = self->capture_and_sync();
-    if (captured.has_error() && captured.error().code != Errc::busy) {
-      LOG_WARN("{}: {}", self->name(), captured.error().message);
-    }
+    (void)self->capture_and_sync();
   });
   if (!posted) scheduled_.store(false);
 }

@@ -94,6 +94,8 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   int remove_wal(const Op& op, FunctionRef<int()> perform);
   int remove_database(FunctionRef<int()> perform);
 
+  Result<void> capture_once(bool may_open);
+  void note_outcome(const Result<void>& outcome) EXCLUDES(trouble_mutex_);
   void ensure_shm_view();
   void pack_ahead();
   void start_writeback(std::size_t bytes);
@@ -167,6 +169,10 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   std::uint64_t captures_ = 0;
   Bytes scratch_;
   std::atomic<bool> scheduled_{false};
+  /// After a capture that failed; before this moment none is scheduled.
+  std::atomic<MonotonicTime::rep> retry_at_{0};
+  Mutex trouble_mutex_;
+  std::string trouble_ GUARDED_BY(trouble_mutex_);  ///< said last, not to be repeated
 };
 
 }  // namespace sluice::fuse

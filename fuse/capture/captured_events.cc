@@ -131,6 +131,12 @@ void CapturedDatabase::pack_ahead() {
 }
 
 Result<void> CapturedDatabase::capture_and_sync(bool may_open) {
+  Result<void> outcome = capture_once(may_open);
+  note_outcome(outcome);
+  return outcome;
+}
+
+Result<void> CapturedDatabase::capture_once(bool may_open) {
   if (may_open) ensure_shm_view();
   bool behind = false;
   bool maintain = false;
@@ -252,10 +258,8 @@ bool CapturedDatabase::capture_unjournaled() {
     if (!unjournaled_ || failed_) return true;
     if (journal_active_) return false;
     const Result<void> captured = capture_unannounced();
-    if (captured.has_error()) {
-      LOG_WARN("{}: {}", name(), captured.error().message);
-      return false;
-    }
+    note_outcome(captured);
+    if (captured.has_error()) return false;
     context_.counters.unjournaled.fetch_add(1, std::memory_order_relaxed);
     dirty_.clear();
     unjournaled_ = false;

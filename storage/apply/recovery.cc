@@ -115,17 +115,35 @@ class Recovery {
       from_ = database_.checksums().state();
     }
     if (from_->checkpoint.txid != Txid(0)) return {};
-    const RecordInfo* before = nullptr;
-    RecordInfo kept;
+    std::optional<RecordInfo> before;
     return database_.log().for_each(Txid(1), [&](const ChangeLog::Handle& record) {
       const RecordInfo& info = record.info;
-      const bool whole = before != nullptr && !info.base &&
-                         (before->page_size != info.page_size || before->commit == 0);
+      // Retention may have removed what would tell of the first one.
+      const bool whole = !info.base && (before ? before->page_size != info.page_size || before->commit == 0
+                                               : has_every_page(record));
       if (whole) from_ = ChecksumsState{info.pre, 0, 0};
-      kept = info;
-      before = &kept;
+      before = info;
       return true;
     });
+  }
+
+  static ltx::Source image_of(const ChangeLog::Handle& record) {
+    return [&record](std::uint64_t offset, ByteSpan out) -> Result<void> {
+      TRY_ASSIGN(const std::size_t n, record.file->read_at(record.offset + offset, out));
+      if (n != out.size()) return make_error(Errc::corrupt, "the change log ends inside a record");
+      return {};
+    };
+  }
+
+  static bool has_every_page(const ChangeLog::Handle& record) {
+    if (record.info.commit == 0) return true;
+    const Pgno lock = lock_page(record.info.page_size);
+    std::uint64_t pages = lock.value() <= record.info.commit ? 1 : 0;
+    const auto decoded = ltx::decode(image_of(record), record.info.length, [&pages](Pgno, ByteView) -> Result<void> {
+      ++pages;
+      return {};
+    });
+    return decoded.has_value() && pages == record.info.commit;
   }
 
   /// The crash may have come before the snapshot of a new database took the place of a local file of that name.
@@ -212,14 +230,9 @@ class Recovery {
   Result<void> replay_record(const ChangeLog::Handle& record, File& file) {
     if (record.info.commit == 0) return file.truncate(0);
     const std::uint32_t page_size = record.info.page_size;
-    const ltx::Source source = [&record](std::uint64_t offset, ByteSpan out) -> Result<void> {
-      TRY_ASSIGN(const std::size_t n, record.file->read_at(record.offset + offset, out));
-      if (n != out.size()) return make_error(Errc::corrupt, "the change log ends inside a record");
-      return {};
-    };
     Bytes run;
     std::uint64_t run_at = 0;
-    TRY(ltx::decode(source, record.info.length, [&](Pgno pgno, ByteView page) -> Result<void> {
+    TRY(ltx::decode(image_of(record), record.info.length, [&](Pgno pgno, ByteView page) -> Result<void> {
       const std::uint64_t offset = std::uint64_t{pgno.value() - 1} * page_size;
       if (!run.empty() && (offset != run_at + run.size() || run.size() >= kCopySize)) {
         TRY(file.write_at(run_at, run));

@@ -140,7 +140,8 @@ Result<void> Replica::recover(Store& store) {
       TRY(apply::recover_database(placement, *database));
     }
   }
-  return store.set_last_role(Role::replica);
+  TRY(store.set_last_role(Role::replica));
+  return store.note_recovered();
 }
 
 Result<std::unique_ptr<Replica>> Replica::open(Store& store, MountAccess& access, ThreadPool& pool,

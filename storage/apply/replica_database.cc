@@ -214,7 +214,9 @@ Result<void> LiveReplicaDatabase::begin_change_set(const IncomingChangeSet& head
 Result<void> LiveReplicaDatabase::change_set_bytes(ByteView bytes) {
   MutexLock lock(apply_mutex_);
   if (!incoming_.active()) return make_error(Errc::invalid_argument, name_ + ": no change set was begun");
-  return incoming_.add(bytes);
+  Result<void> added = incoming_.add(bytes);
+  if (added.has_error()) database_->note_attempt(added);
+  return added;
 }
 
 void LiveReplicaDatabase::abort_change_set() {
@@ -227,6 +229,7 @@ Result<void> LiveReplicaDatabase::finish_change_set() {
   if (!incoming_.active()) return make_error(Errc::invalid_argument, name_ + ": no change set was begun");
   Result<void> finished = stopped_ ? make_error(Errc::cancelled, "stopped") : finish_by_kind();
   incoming_.reset();
+  database_->note_attempt(finished);
   if (sums_.capacity() > 65536) std::vector<Database::PageSum>().swap(sums_);
   if (finished.has_error()) return with_context(name_, std::move(finished).error());
   context_.changed(name_);

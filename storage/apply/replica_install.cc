@@ -147,7 +147,9 @@ Result<void> LiveReplicaDatabase::begin_snapshot(std::uint32_t page_size, std::u
 Result<void> LiveReplicaDatabase::snapshot_page(Pgno pgno, ByteView content) {
   MutexLock lock(apply_mutex_);
   if (!snapshot_ || !collecting_) return make_error(Errc::invalid_argument, name_ + ": no snapshot was begun");
-  return snapshot_->add(pgno, content);
+  Result<void> added = snapshot_->add(pgno, content);
+  if (added.has_error()) database_->note_attempt(added);
+  return added;
 }
 
 void LiveReplicaDatabase::abort_snapshot() {
@@ -163,6 +165,7 @@ Result<void> LiveReplicaDatabase::finish_snapshot(const SnapshotEnd& end) {
   incoming_.reset();
   collecting_ = false;
   Result<void> installed = stopped_ ? make_error(Errc::cancelled, "stopped") : install_snapshot(end);
+  database_->note_attempt(installed);
   offering_.reset();
   if (installed.has_error()) {
     // What was collected may be kept (readers in the way, a full disk), unless it is what is wrong.

@@ -12,6 +12,7 @@
 
 #include "storage/ltx/decoder.h"
 #include "storage/sqlite/database_header.h"
+#include "tests/support/unmount_on_signals.h"
 
 namespace sluice::fuse {
 namespace {
@@ -59,6 +60,7 @@ void CaptureFixture::SetUp() {
   dir_ = base;
   data_ = dir_ + "/data";
   mountpoint_ = dir_ + "/mnt";
+  test::unmount_on_signals(mountpoint_);
   std::filesystem::create_directories(mountpoint_);
   start_node();
 }

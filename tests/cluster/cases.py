@@ -10,9 +10,11 @@ import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "harness"))
 
-from nodes import Node, wait_same_position, wait_until  # noqa: E402  (the path comes first)
+from nodes import Node, detach, end_on_signals, wait_same_position, wait_until  # noqa: E402  (the path comes first)
 
 BINARY = os.environ.get("SLUICE_BINARY", "")
+
+end_on_signals()  # a time-out leaves no mount behind
 
 
 class ClusterCase(unittest.TestCase):
@@ -88,4 +90,4 @@ def integrity(path):
         db.close()
 
 
-__all__ = ["BINARY", "ClusterCase", "Node", "connect", "count", "fill", "integrity", "wait_same_position", "wait_until"]
+__all__ = ["BINARY", "ClusterCase", "Node", "connect", "count", "detach", "fill", "integrity", "wait_same_position", "wait_until"]

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "fuse/files/kind.h"
+#include "tests/support/unmount_on_signals.h"
 
 namespace sluice::fuse {
 namespace {
@@ -129,6 +130,7 @@ MountFixture::MountFixture() {
   directory_ = pattern;
   ::chmod(directory_.c_str(), 0755);
   mountpoint_ = directory_ + "/mnt";
+  test::unmount_on_signals(mountpoint_);
   backing_ = directory_ + "/fs";
   std::filesystem::create_directory(mountpoint_);
   std::filesystem::create_directory(backing_);

@@ -11,6 +11,7 @@
 
 #include "storage/ltx/checksum.h"
 #include "storage/ltx/decoder.h"
+#include "tests/support/fault_fs.h"
 
 namespace sluice::storage {
 namespace {
@@ -141,6 +142,35 @@ TEST_F(DatabaseTest, PageSizeChangeReplacesEverything) {
   fill(2, 777, 4096);
   ASSERT_TRUE(commit({2}, 3, 4096)->has_value());
   EXPECT_EQ(database_->pos().checksum, model_checksum());
+}
+
+// Otherwise a loss of power leaves a log that a replica cannot replay into its file: checksums without a checkpoint, and no change
+// set that has every page.
+TEST_F(DatabaseTest, AChangeOfThePageSizeIsInTheDurableLogBeforeTheChecksumsStartOver) {
+  sluice::test::FaultFileSystem fs;
+  const auto opened = Database::open(fs, "other.db", dir_ + "/other-log", dir_ + "/other-checksums", system_clock(), {});
+  ASSERT_TRUE(opened.has_value());
+  database_ = *opened;
+  for (std::uint32_t p = 1; p <= 5; ++p) fill(p, p);
+  ASSERT_TRUE(commit({}, 5)->has_value());
+  ASSERT_FALSE(database_->maintain({}, Database::Checkpoint::now).has_error());
+  for (std::uint32_t p = 1; p <= 2; ++p) fill(p, p, 4096);
+  fs.fail(sluice::test::FileOp::sync, 1, EIO);
+  EXPECT_TRUE(commit({}, 2, 4096).has_error());
+  EXPECT_TRUE(database_->log().flush().has_error()) << "the first sync was not the log's";
+  database_.reset();
+}
+
+TEST_F(DatabaseTest, WaitsWhileTheDiskIsFull) {
+  EXPECT_EQ(database_->waiting(), "");
+  database_->note_attempt(make_error(Errc::io, "something else"));
+  EXPECT_EQ(database_->waiting(), "");
+  database_->note_attempt(make_error(Errc::no_space, "no room"));
+  EXPECT_EQ(database_->waiting(), "no room");
+  database_->note_attempt(make_error(Errc::io, "something else"));
+  EXPECT_EQ(database_->waiting(), "no room");
+  database_->note_attempt({});
+  EXPECT_EQ(database_->waiting(), "");
 }
 
 TEST_F(DatabaseTest, DeletionAndRecreationGoOnCounting) {
