@@ -102,7 +102,7 @@ SnapshotFiles::SnapshotFiles(FileSystem& fs, std::string dir, std::string escape
     : fs_(fs), dir_(std::move(dir)), escaped_(std::move(escaped)), number_(number) {}
 
 SnapshotFiles::~SnapshotFiles() {
-  if (marked_) return;
+  if (marked_ || removed_) return;
   if (const auto removed = remove_files(); removed.has_error()) LOG_WARN("{}", removed.error().to_string());
 }
 
@@ -265,6 +265,8 @@ Result<void> SnapshotFiles::remove() {
   TRY(fs_.unlink(marker_path()));
   TRY(fs_.sync_directory(dir_));
   marked_ = false;
+  // From here on the number may be taken again, by a thread that begins the next snapshot: these files are removed once.
+  removed_ = true;
   return remove_files();
 }
 

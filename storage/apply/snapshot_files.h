@@ -103,6 +103,7 @@ class SnapshotFiles {
   std::uint32_t listed_ = 0;  ///< pages in the list of a partial image
   SnapshotEnd end_;
   bool marked_ = false;
+  bool removed_ = false;  ///< by remove(): the destructor has nothing to do
 };
 
 }  // namespace sluice::storage::apply

@@ -99,42 +99,6 @@ class FullDisk(ClusterCase):
     def test_an_application_on_a_full_primary_persist(self):
         self.full_primary("persist")
 
-    def test_the_log_has_no_room_for_what_the_wal_has(self):
-        primary = self.small_node("primary")
-        replica = self.node("replica", primary)
-        replica.wait_ready()
-        db = connect(primary.path("a.db"))
-        self.addCleanup(db.close)
-        for pragma in ("journal_mode=wal", "wal_autocheckpoint=0", "synchronous=off"):
-            db.execute("PRAGMA " + pragma)
-        fill(db, 3000)
-        wait_same_position(primary, replica, "a.db")
-        # The WAL starts over: its file has room for what comes, the log has not.
-        self.assertEqual(db.execute("PRAGMA wal_checkpoint(restart)").fetchone()[0], 0)
-        wait_same_position(primary, replica, "a.db")
-        db.execute("CREATE TABLE u(x)")
-        filler = self.fill_up(primary)
-        db.execute("INSERT INTO u SELECT randomblob(2000) FROM t LIMIT 100")
-        committed = 1
-        while not self.waiting(primary, "a.db") and committed < 6:
-            try:
-                db.execute("INSERT INTO u SELECT randomblob(2000) FROM t LIMIT 100")
-                committed += 1
-            except sqlite3.OperationalError:
-                break
-        wait_until(lambda: self.waiting(primary, "a.db"), 20, "the primary says that its disk is full")
-        self.assertEqual(db.execute("SELECT count(*) FROM u").fetchone()[0], committed * 100)
-        with self.assertRaises(sqlite3.OperationalError):
-            db.execute("PRAGMA wal_checkpoint(truncate)").fetchall()
-        os.unlink(filler)
-        wait_same_position(primary, replica, "a.db")
-        reader = connect(replica.path("a.db"))
-        self.addCleanup(reader.close)
-        self.assertEqual(reader.execute("SELECT count(*) FROM u").fetchone()[0], committed * 100)
-        db.execute("PRAGMA wal_checkpoint(truncate)").fetchall()
-        self.assertEqual(integrity(primary.path("a.db")), "ok")
-        wait_until(lambda: not self.waiting(primary, "a.db"), 10, "it no longer waits")
-
 
 if __name__ == "__main__":
     unittest.main()

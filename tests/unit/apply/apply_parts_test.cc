@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -12,7 +13,9 @@
 #include "storage/apply/helper_index.h"
 #include "storage/apply/idle_timer.h"
 #include "storage/apply/image_file.h"
+#include "storage/apply/snapshot_files.h"
 #include "storage/apply/wal_index_map.h"
+#include "tests/support/temp_dir.h"
 #include "tests/unit/apply/support.h"
 
 namespace sluice::storage::apply_test {
@@ -144,6 +147,28 @@ TEST_F(IndexHelperTest, EndsWithTheNode) {
   int status = -1;
   ASSERT_EQ(::waitpid(process->pid, &status, 0), process->pid);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+// A checkpoint that removes an installed snapshot's files runs beside the thread that begins the next one, with the same number.
+TEST(SnapshotFiles, WhatWasRemovedDoesNotTakeItsSuccessorAlong) {
+  const sluice::test::TempDir dir;
+  const std::string install = dir.path() + "/install";
+  const auto begin = [&] { return apply::SnapshotFiles::create(real_file_system(), install, "app.db", 512); };
+  auto first = begin();
+  ASSERT_FALSE(first.has_error());
+  ASSERT_FALSE((*first)->add(Pgno(1), Bytes(512)).has_error());
+  SnapshotEnd end;
+  end.page_size = 512;
+  end.commit = 1;
+  end.pos.txid = Txid(1);
+  ASSERT_FALSE((*first)->mark(end).has_error());
+  ASSERT_FALSE((*first)->remove().has_error());
+  auto second = begin();
+  ASSERT_FALSE(second.has_error());
+  ASSERT_FALSE((*second)->add(Pgno(1), Bytes(512)).has_error());
+  first->reset();
+  ASSERT_FALSE((*second)->mark(end).has_error());
+  EXPECT_EQ(::access((*second)->image().path().c_str(), F_OK), 0) << "the marker's image is missing";
 }
 
 TEST(ImageFile, GathersRunsAndKeepsTheLastVersion) {
