@@ -74,7 +74,7 @@ Result<void> LiveReplicaDatabase::open() {
   MutexLock lock(apply_mutex_);
   TRY_ASSIGN(const bool recovered, is_recovered(context_.store, *database_));
   if (!recovered) return recover_live();
-  if (!context_.options.hold_write_locks && context_.options.start_asleep) {
+  if (context_.options.start_asleep && may_sleep()) {
     start_asleep();
     set_applied(database_->pos());
     return {};

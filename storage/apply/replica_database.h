@@ -96,6 +96,7 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   void detach() REQUIRES(apply_mutex_);
 
   // replica_sleep.cc
+  bool may_sleep() const;
   void make_room() REQUIRES(apply_mutex_);
   Result<void> wake() REQUIRES(apply_mutex_);
   void start_asleep() REQUIRES(apply_mutex_);

@@ -53,10 +53,13 @@ std::size_t AwakeDatabases::count() const {
 
 // ---- one of them ----
 
+/// Not where clients can write (they would not be seen), nor on the plain path, where the -shm is the mount's own page cache.
+bool LiveReplicaDatabase::may_sleep() const { return !context_.options.hold_write_locks && context_.access.passthrough(); }
+
 /// Whoever opens files sees to it that others close theirs.
 void LiveReplicaDatabase::make_room() {
   awake_->used(*this);
-  if (context_.options.hold_write_locks) return;
+  if (!may_sleep()) return;
   for (const auto& other : awake_->surplus(kMostAsked)) {
     if (other.get() == this) continue;
     if (other->try_sleep()) return;
@@ -117,6 +120,7 @@ bool LiveReplicaDatabase::fall_asleep_locked() {
     asleep_ = true;
   }
   live->writer.reset();
+  live->index.reset();
   Result<void> emptied = live->files->resize_shm(0);
   if (!emptied.has_error()) emptied = placement_.reset_wal_only(name_, database_->page_size());
   // The frames that stay are of the content at this position: whoever finds them reads the same, and a snapshot heals us.

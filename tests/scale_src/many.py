@@ -47,12 +47,12 @@ def wait_replicated(primary, replica, count, seconds):
 
 def timed_start(figures, node, what, database, limit):
     begin = time.monotonic()
-    node.start(seconds=300)
+    node.start(seconds=1200)
     figures.show(f"start of the {node.name} {what}", time.monotonic() - begin, "s", limit)
     connection = sqlite3.connect(f"file:{node.path(database)}?mode=ro", uri=True)
     connection.execute("SELECT count(*) FROM t").fetchone()
     connection.close()
-    figures.show(f"  until the first query", time.monotonic() - begin, "s", limit)
+    figures.show("  until the first query", time.monotonic() - begin, "s", limit)
 
 
 def show_state(figures, node, when, limited):
@@ -121,7 +121,7 @@ def run(options, root):
         show_state(figures, primary, "after that", False)
         begin = time.monotonic()
         replica.start()
-        wait_replicated(primary, replica, options.databases, 600)
+        wait_replicated(primary, replica, options.databases, 1200)
         figures.show("first copy of all of them", time.monotonic() - begin, "s")
         for node in (primary, replica):
             show_state(figures, node, "after the copy", node is replica)
