@@ -145,7 +145,7 @@ class HostileOffer : public ::testing::Test {
   }
   static PublisherOptions options() {
     PublisherOptions options = quick();
-    options.peer_timeout_ms = 300;
+    options.peer_timeout_ms = 5000;  // not what is tested: a raw peer sends no heartbeats
     options.stall_timeout_ms = 300;
     return options;
   }
