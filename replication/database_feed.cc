@@ -211,6 +211,27 @@ void DatabaseFeed::go_on_offering() {
   tell();
 }
 
+ResyncProgress DatabaseFeed::progress() const {
+  MutexLock lock(mutex_);
+  ResyncProgress progress = progress_;
+  progress.elapsed_ms = std::chrono::duration_cast<std::chrono::milliseconds>(context_.clock.now() - phase_began_).count();
+  return progress;
+}
+
+void DatabaseFeed::set_phase(ResyncProgress::Phase phase, std::uint64_t expected) {
+  MutexLock lock(mutex_);
+  progress_ = {};
+  progress_.phase = phase;
+  progress_.expected = expected;
+  phase_began_ = context_.clock.now();
+}
+
+void DatabaseFeed::count_pages(std::uint64_t pages, std::uint64_t bytes) {
+  MutexLock lock(mutex_);
+  progress_.pages += pages;
+  progress_.bytes += bytes;
+}
+
 void DatabaseFeed::post(Message message, Bytes payload, std::uint64_t generation) {
   {
     MutexLock lock(mutex_);

@@ -14,6 +14,7 @@
 #include "base/mutex.h"
 #include "base/thread_pool.h"
 #include "replication/frames.h"
+#include "replication/resync_progress.h"
 #include "replication/task_gate.h"
 #include "storage/replica.h"
 
@@ -65,6 +66,8 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   void request_sync() EXCLUDES(mutex_);
   /// Also allows the next call of news().
   Status status() EXCLUDES(mutex_);
+  /// Of the resynchronisation under way; Phase::none: none is.
+  ResyncProgress progress() const EXCLUDES(mutex_);
   /// What is to be sent to the primary on behalf of `generation`: Offer and PageSums, whose number and attempt the caller
   /// fills in. What belongs to another generation is dropped.
   struct Outgoing {
@@ -108,6 +111,8 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
   Result<void> end_change_set(Txid txid);
   Result<void> offer(const Item& item);
   Result<void> page_sums(const PageSumsRequest& request, std::uint64_t generation) EXCLUDES(mutex_);
+  void set_phase(ResyncProgress::Phase phase, std::uint64_t expected) EXCLUDES(mutex_);
+  void count_pages(std::uint64_t pages, std::uint64_t bytes) EXCLUDES(mutex_);
   void post(Message message, Bytes payload, std::uint64_t generation) EXCLUDES(mutex_);
   Result<void> snapshot_begin(const SnapshotBegin& begin);
   Result<void> snapshot_pages(const SnapshotPages& pages, ByteView payload);
@@ -129,6 +134,8 @@ class DatabaseFeed : public std::enable_shared_from_this<DatabaseFeed> {
 
   mutable Mutex mutex_;
   std::vector<Outgoing> outgoing_ GUARDED_BY(mutex_);
+  ResyncProgress progress_ GUARDED_BY(mutex_);
+  MonotonicTime phase_began_ GUARDED_BY(mutex_){};
   std::deque<Item> queue_ GUARDED_BY(mutex_);
   std::uint64_t queued_cost_ GUARDED_BY(mutex_) = 0;
   bool running_ GUARDED_BY(mutex_) = false;

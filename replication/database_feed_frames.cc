@@ -55,6 +55,7 @@ Result<void> DatabaseFeed::discard() {
 void DatabaseFeed::abort_open() {
   if (open_ == Open::change_set) database_->abort_change_set();
   if (open_ == Open::snapshot) database_->abort_snapshot();
+  set_phase(ResyncProgress::Phase::none, 0);
   open_ = Open::nothing;
 }
 
@@ -106,6 +107,7 @@ Result<void> DatabaseFeed::offer(const Item& item) {
   offer_ = {};
   offer_generation_ = item.generation;
   offer_arrived_ = item.arrived;
+  set_phase(ResyncProgress::Phase::comparing, 0);
   return {};
 }
 
@@ -127,6 +129,7 @@ Result<void> DatabaseFeed::snapshot_begin(const SnapshotBegin& begin) {
   TRY(database_->begin_snapshot(begin.page_size, begin.pages));
   open_ = Open::snapshot;
   page_size_ = begin.page_size;
+  set_phase(ResyncProgress::Phase::copying, begin.compared ? begin.differing : begin.pages);
   return {};
 }
 
@@ -147,6 +150,7 @@ Result<void> DatabaseFeed::snapshot_pages(const SnapshotPages& pages, ByteView p
   for (std::size_t i = 0; i < pages.pgnos.size(); ++i) {
     TRY(database_->snapshot_page(pages.pgnos[i], content.subspan(i * page_size_, page_size_)));
   }
+  count_pages(pages.pgnos.size(), payload.size());
   return {};
 }
 
@@ -154,7 +158,9 @@ Result<void> DatabaseFeed::snapshot_end(const SnapshotDone& end) {
   if (open_ != Open::snapshot) return broken("the end of a snapshot that did not begin");
   if (end.commit != 0 && end.page_size != page_size_) return broken("a snapshot ends with another page size");
   open_ = Open::nothing;
-  return database_->finish_snapshot({end.pos, end.epoch, end.page_size, end.commit, end.timestamp_ms});
+  const Result<void> finished = database_->finish_snapshot({end.pos, end.epoch, end.page_size, end.commit, end.timestamp_ms});
+  set_phase(ResyncProgress::Phase::none, 0);
+  return finished;
 }
 
 }  // namespace sluice::replication

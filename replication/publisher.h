@@ -13,6 +13,7 @@
 #include "base/fd.h"
 #include "base/thread_pool.h"
 #include "replication/chain.h"
+#include "replication/resync_progress.h"
 #include "storage/store.h"
 
 namespace sluice::replication {
@@ -35,6 +36,7 @@ struct ReplicaDatabaseStatus {
   std::string name;
   Txid durable;
   Txid applied;
+  ResyncProgress resync{};
 };
 
 struct ReplicaStatus {

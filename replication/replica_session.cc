@@ -247,7 +247,13 @@ void ReplicaSession::heartbeat() {
   }
   if (!send_heartbeat()) return;
   heartbeat_timer_.start(std::chrono::milliseconds(context_.options.heartbeat_ms), [this] { heartbeat(); });
+  const auto resyncing = sender_->resyncing();
   MutexLock lock(status_mutex_);
+  for (auto& [name, database] : databases_) database.resync = {};
+  for (const auto& [name, progress] : resyncing) {
+    databases_[name].name = name;
+    databases_[name].resync = progress;
+  }
   status_.bytes_sent = connection_->bytes_sent();
 }
 

@@ -45,6 +45,15 @@ Result<storage::SnapshotEnd> SnapshotSender::run() {
   return storage::copy_database(*database_, options, *this);
 }
 
+ResyncProgress SnapshotSender::progress() const {
+  MutexLock lock(mutex_);
+  ResyncProgress progress = progress_;
+  if (progress.phase == ResyncProgress::Phase::none) progress.phase = ResyncProgress::Phase::comparing;
+  const auto elapsed = std::chrono::steady_clock::now() - began_;
+  progress.elapsed_ms = std::chrono::duration_cast<std::chrono::milliseconds>(elapsed).count();
+  return progress;
+}
+
 void SnapshotSender::cancel() {
   MutexLock lock(mutex_);
   cancelled_ = true;
@@ -103,6 +112,13 @@ Result<void> SnapshotSender::begin(std::uint32_t page_size, std::uint32_t pages)
   raw_.clear();
   // Only the first: one that starts over sends everything.
   const auto differing = std::exchange(differing_, std::nullopt);
+  {
+    MutexLock lock(mutex_);
+    progress_ = {};
+    progress_.phase = ResyncProgress::Phase::copying;
+    progress_.expected = differing.value_or(pages);
+    began_ = std::chrono::steady_clock::now();
+  }
   return deliver(SnapshotBegin{id_, page_size, pages, differing.has_value(), differing.value_or(0)}, {});
 }
 
@@ -141,6 +157,9 @@ Result<void> SnapshotSender::flush() {
   }
   TRY(deliver(message, payload));
   raw_.clear();
+  MutexLock lock(mutex_);
+  progress_.pages += message.pgnos.size();
+  progress_.bytes += payload.size();
   return {};
 }
 

@@ -2,6 +2,7 @@
 // its own, compresses batches of pages, and waits when the replica or the network is slower than the disk.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "base/mutex.h"
 #include "replication/connection.h"
+#include "replication/resync_progress.h"
 #include "storage/snapshot.h"
 
 namespace sluice::replication {
@@ -31,6 +33,8 @@ class SnapshotSender final : private storage::SnapshotSink, private storage::Rec
   /// the position sent is durable here (I2). Not on the event loop.
   Result<storage::SnapshotEnd> run();
 
+  /// Thread-safe.
+  ResyncProgress progress() const EXCLUDES(mutex_);
   /// Makes run() return Errc::cancelled soon. Thread-safe.
   void cancel() EXCLUDES(mutex_);
   /// The window counters: how much went to the network, and was acknowledged. Thread-safe.
@@ -70,8 +74,10 @@ class SnapshotSender final : private storage::SnapshotSink, private storage::Rec
   std::uint64_t delivered_;
   std::optional<std::uint32_t> differing_;
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
+  ResyncProgress progress_ GUARDED_BY(mutex_);
+  std::chrono::steady_clock::time_point began_ GUARDED_BY(mutex_) = std::chrono::steady_clock::now();
   bool cancelled_ GUARDED_BY(mutex_) = false;
   std::uint64_t written_ GUARDED_BY(mutex_);
   std::uint64_t acknowledged_ GUARDED_BY(mutex_);

@@ -148,6 +148,18 @@ void StreamSender::offer(const TailBatch& batch) {
   connection_.send(batch.frames);
 }
 
+std::map<std::string, ResyncProgress> StreamSender::resyncing() const {
+  std::map<std::string, ResyncProgress> all;
+  for (const std::uint32_t id : busy_) {
+    const Stream& stream = streams_.at(id);
+    if (stream.state != State::snapshot && stream.state != State::offering) continue;
+    ResyncProgress progress;
+    progress.phase = ResyncProgress::Phase::comparing;
+    all[stream.tracked->database->name()] = stream.snapshot ? stream.snapshot->progress() : progress;
+  }
+  return all;
+}
+
 void StreamSender::set_state(Stream& stream, State state) {
   const std::uint32_t id = stream.tracked->id;
   if (state == State::idle) {

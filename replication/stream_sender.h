@@ -78,6 +78,8 @@ class StreamSender : public std::enable_shared_from_this<StreamSender> {
   /// No more frames; running snapshots end.
   void cancel();
 
+  /// Of the databases that are being resynchronised, by name.
+  std::map<std::string, ResyncProgress> resyncing() const;
   /// The database's name, if the number was ever given out here.
   const std::string* name_of(std::uint32_t id) const;
 

@@ -48,6 +48,7 @@ class SubscriberImpl final : public Subscriber, public UpstreamSession::Owner {
 
   SubscriberStatus status() const override EXCLUDES(mutex_);
   Upstream upstream() const override EXCLUDES(mutex_);
+  void request_resync(const std::string& name, const std::string& reason) override;
   void stop() override EXCLUDES(mutex_);
 
  private:
@@ -64,6 +65,7 @@ class SubscriberImpl final : public Subscriber, public UpstreamSession::Owner {
   void session_synced() override EXCLUDES(mutex_);
   void session_heartbeat(const Heartbeat& heartbeat) override EXCLUDES(mutex_);
   void session_resync() override EXCLUDES(mutex_);
+  std::optional<std::string> wanted_resync(const std::string& name) override;
   void session_ended(const Error& error) override;
 
   const SubscriberOptions options_;
@@ -78,6 +80,7 @@ class SubscriberImpl final : public Subscriber, public UpstreamSession::Owner {
   std::unique_ptr<UpstreamSession> session_;
   MonotonicTime connected_at_;
   int attempts_ = 0;
+  std::map<std::string, std::string> wanted_;  // databases to resynchronise, with the reason
   std::string logged_error_;
   std::minstd_rand random_{std::random_device{}()};
 
@@ -196,6 +199,21 @@ void SubscriberImpl::session_resync() {
   ++status_.resyncs;
 }
 
+void SubscriberImpl::request_resync(const std::string& name, const std::string& reason) {
+  loop_.post([this, name, reason] {
+    wanted_[name] = reason;
+    if (session_) session_->resync_if_wanted(name);
+  });
+}
+
+std::optional<std::string> SubscriberImpl::wanted_resync(const std::string& name) {
+  const auto it = wanted_.find(name);
+  if (it == wanted_.end()) return std::nullopt;
+  std::string reason = std::move(it->second);
+  wanted_.erase(it);
+  return reason;
+}
+
 // Runs inside a call of the session, so it goes away later.
 void SubscriberImpl::session_ended(const Error& error) {
   {
@@ -218,6 +236,10 @@ Duration SubscriberImpl::lag(MonotonicTime now) const {
 SubscriberStatus SubscriberImpl::status() const {
   MutexLock lock(mutex_);
   SubscriberStatus status = status_;
+  for (const auto& [name, feed] : feeds_) {
+    const ResyncProgress progress = feed->progress();
+    if (progress.phase != ResyncProgress::Phase::none) status.resyncing[name] = progress;
+  }
   if (!ever_synced_) return status;
   const MonotonicTime now = clock_.now();
   status.lag_ms = to_ms(status.synced ? lag(now) : now - known_synced_);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,6 +11,7 @@
 #include "base/clock.h"
 #include "base/thread_pool.h"
 #include "replication/chain.h"
+#include "replication/resync_progress.h"
 #include "storage/replica.h"
 
 namespace sluice::replication {
@@ -39,6 +41,7 @@ struct SubscriberStatus {
   std::optional<std::int64_t> lag_ms;
   std::uint64_t bytes_received = 0;
   std::uint64_t resyncs = 0;       ///< snapshots asked for because something did not fit
+  std::map<std::string, ResyncProgress> resyncing;  ///< by database
 };
 
 /// Thread-safe.
@@ -50,6 +53,9 @@ class Subscriber {
   virtual SubscriberStatus status() const = 0;
   /// For a publisher on the same node.
   virtual Upstream upstream() const = 0;
+  /// Has the database compared with the primary's page by page, now or when connected next: for pages that were marked
+  /// as damaged (storage::ReplicaDatabase).
+  virtual void request_resync(const std::string& name, const std::string& reason) = 0;
   /// Disconnects and stops. Idempotent.
   virtual void stop() = 0;
 };

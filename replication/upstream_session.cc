@@ -177,6 +177,11 @@ void UpstreamSession::handle_start(const DatabaseStart& start) {
   entry.target = start.newest.txid;
   entry.foreign = start.snapshot;
   entry.feed->push(start, {}, true);
+  if (start.snapshot) {
+    owner_.wanted_resync(start.name);  // this is it
+  } else {
+    resync_if_wanted(start.name);
+  }
 }
 
 void UpstreamSession::handle_unknown(const DatabaseUnknown& unknown) {
@@ -264,6 +269,20 @@ void UpstreamSession::check_synced(Link& entry, const DatabaseFeed::Status& stat
   entry.target.reset();
   --unsynced_;
   if (ready_ && unsynced_ == 0 && !std::exchange(synced_, true)) owner_.session_synced();
+}
+
+void UpstreamSession::resync_if_wanted(const std::string& name) {
+  const auto it = links_.find(name);
+  if (ended_ || it == links_.end() || !it->second.listening) return;
+  const auto reason = owner_.wanted_resync(name);
+  if (!reason) return;
+  Link& entry = it->second;
+  LOG_WARN("{}: {}; comparing with the primary", name, *reason);
+  owner_.session_resync();
+  entry.listening = false;
+  entry.attempt += 1;
+  entry.generation = entry.feed->restart();
+  request_resync(name, true, *reason);
 }
 
 // Only this database starts over; the others go on.

@@ -31,6 +31,8 @@ class UpstreamSession : public Connection::Handler {
     virtual void session_synced() = 0;
     virtual void session_heartbeat(const Heartbeat& heartbeat) = 0;
     virtual void session_resync() = 0;
+    /// Why the database is to be compared with the primary's; taken back by asking. nullopt: it is not.
+    virtual std::optional<std::string> wanted_resync(const std::string& name) = 0;
     /// The last call; the session must not be destroyed inside.
     virtual void session_ended(const Error& error) = 0;
   };
@@ -41,6 +43,8 @@ class UpstreamSession : public Connection::Handler {
   void start(UniqueFd socket, Bytes early);
   /// The status of `feed` changed.
   void news(DatabaseFeed& feed);
+  /// Asks for it if the database's stream runs; else that is done when it starts.
+  void resync_if_wanted(const std::string& name);
   /// Says goodbye and closes. The owner is not told.
   void close(const std::string& reason);
   /// Bytes received since the last call.

@@ -4,7 +4,6 @@
 
 #include "server/database_files.h"
 #include "base/utf8.h"
-#include "server/verify.h"
 
 namespace sluice::server {
 namespace {
@@ -225,10 +224,27 @@ Result<HttpResponse> Api::import_upload(const HttpRequest& request, const std::s
   return response;
 }
 
+Result<VerifyReport> Api::verify_and_repair(const HttpRequest& request, storage::Database& database) const {
+  VerifyOptions options;
+  options.cancelled = request.cancelled;
+  const bool repair = flag(request, "repair");
+  if (repair && !context_.repair) {
+    return make_error(Errc::unsupported,
+                      "this node is the primary, whose pages are what the others are repaired from. Verify a replica; if it is "
+                      "sound, export there and import the copy here with --replace (docs/OPERATING.md)");
+  }
+  TRY_ASSIGN(VerifyReport before, verify_database(database, options));
+  if (!repair || before.ok()) return before;
+  TRY(context_.repair(database.name(), before.bad_pages, request.cancelled));
+  TRY_ASSIGN(VerifyReport after, verify_database(database, options));
+  after.repaired = before.bad_count > after.bad_count ? before.bad_count - after.bad_count : 0;
+  return after;
+}
+
 Result<HttpResponse> Api::verify(const HttpRequest& request, storage::Database& database) const {
   if (database.deleted())
     return make_error(Errc::not_found, "the database '" + database.name() + "' has no content");
-  TRY_ASSIGN(VerifyReport report, verify_database(database, request.cancelled));
+  TRY_ASSIGN(VerifyReport report, verify_and_repair(request, database));
   if (flag(request, "integrity")) {
     const auto copy = copy_to_temp(database, context_.store->tmp_dir(), request.cancelled);
     if (copy.has_error() && copy.error().code != Errc::corrupt) return copy.error();

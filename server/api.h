@@ -8,6 +8,7 @@
 #include "base/mutex.h"
 #include "server/http_server.h"
 #include "server/status.h"
+#include "server/verify.h"
 
 namespace sluice::server {
 
@@ -22,6 +23,9 @@ struct ApiContext {
   std::function<NodeStatus()> summary;
   /// Primary: captures what is committed before it is read. Replica: empty.
   std::function<Result<void>(const std::string&)> capture_now;
+  /// Replica: has the pages (none named: whichever differ) replaced by the primary's; returns when that is done. Primary:
+  /// empty.
+  std::function<Result<void>(const std::string&, const std::vector<Pgno>&, const std::function<bool()>&)> repair;
   /// Takes a replica's connection.
   std::function<void(UniqueFd, Bytes, std::string)> accept_stream;
 };
@@ -44,6 +48,7 @@ class Api final : public HttpHandler {
   HttpResponse database_request(const HttpRequest& request);
   Result<HttpResponse> export_copy(const HttpRequest& request, storage::Database& database) const;
   Result<HttpResponse> import_upload(const HttpRequest& request, const std::string& name);
+  Result<VerifyReport> verify_and_repair(const HttpRequest& request, storage::Database& database) const;
   Result<HttpResponse> verify(const HttpRequest& request, storage::Database& database) const;
   Result<HttpResponse> log_list(const HttpRequest& request, storage::Database& database) const;
   Result<HttpResponse> log_image(const HttpRequest& request, storage::Database& database) const;

@@ -40,6 +40,9 @@ struct Config {
   std::int64_t retention_ms = 10 * 60 * 1000;              ///< <= 0: no limit by age
   std::uint64_t retention_bytes = std::uint64_t{1} << 30;  ///< 0: no limit by size
   std::int64_t retention_interval_ms = 60 * 1000;
+  std::uint64_t log_segment_bytes = std::uint64_t{64} << 20;  ///< of log in a file; retention removes whole files
+  std::int64_t scrub_interval_ms = std::int64_t{24} * 60 * 60 * 1000;  ///< <= 0: never
+  std::uint64_t scrub_rate = std::uint64_t{16} << 20;                  ///< bytes a second; 0: as fast as it goes
   std::int64_t unmount_wait_ms = 5000;
   bool skip_sync = false;  ///< start the application before a replica has caught up
   bool log_json = false;

@@ -66,6 +66,13 @@ double open_descriptors() {
   return count;
 }
 
+void add_resync(Families& m, const Labels& labels, const replication::ResyncProgress& p) {
+  m.gauge("sluice_resync_pages", "Pages of the resynchronisation under way that were sent or received.", labels,
+          static_cast<double>(p.pages));
+  m.gauge("sluice_resync_expected_pages", "Pages that it will have in all, about.", labels, static_cast<double>(p.expected));
+  m.gauge("sluice_resync_bytes", "Bytes of pages that it has had on the wire.", labels, static_cast<double>(p.bytes));
+}
+
 void add_database(Families& m, const DatabaseStatus& d) {
   const Labels db = {{"db", clean_utf8(d.name)}};
   m.counter("sluice_db_txid", "TXID of the database: change sets since it began.", db,
@@ -82,6 +89,14 @@ void add_database(Families& m, const DatabaseStatus& d) {
           d.waiting.empty() ? 0 : 1);
   m.gauge("sluice_db_orphans", "Processes that used an earlier mount and were cut off.", db,
           static_cast<double>(d.orphans.size()));
+  if (d.resync.phase != replication::ResyncProgress::Phase::none) add_resync(m, db, d.resync);
+  if (d.scrub) {
+    m.gauge("sluice_scrub_timestamp_seconds", "When the last scrub of the database ended.", db,
+            static_cast<double>(d.scrub->ended_ms) / 1000);
+    m.gauge("sluice_scrub_bad_pages", "Pages that the last scrub found damaged.", db, static_cast<double>(d.scrub->bad_pages));
+    m.counter("sluice_scrub_bad_pages_total", "Pages found damaged since the node started.", db,
+              static_cast<double>(d.scrub->bad_total));
+  }
   m.gauge("sluice_db_pages", "Size of the database in pages.", db, d.pages);
   m.gauge("sluice_db_bytes", "Size of the database in bytes.", db, static_cast<double>(d.bytes()));
   m.gauge("sluice_db_log_bytes", "Size of the change log in bytes.", db, static_cast<double>(d.log_bytes));
@@ -102,6 +117,7 @@ void add_replica(Families& m, const replication::ReplicaStatus& r, const NodeSta
             static_cast<double>(d.durable.value()));
     m.gauge("sluice_replica_applied_txid", "TXID the replica's readers see.", labels,
             static_cast<double>(d.applied.value()));
+    if (d.resync.phase != replication::ResyncProgress::Phase::none) add_resync(m, labels, d.resync);
     if (const DatabaseStatus* own = s.find(d.name)) {
       const double lag = static_cast<double>(own->pos.txid.value()) - static_cast<double>(d.applied.value());
       m.gauge("sluice_replica_lag_txids", "Change sets the replica has not applied yet.", labels,

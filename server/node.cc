@@ -20,6 +20,7 @@
 #include "server/database_files.h"
 #include "server/index_process.h"
 #include "server/role_change.h"
+#include "server/scrub.h"
 #include "server/virtual_files.h"
 #include "storage/replica.h"
 
@@ -28,6 +29,9 @@ namespace {
 
 using storage::Role;
 constexpr std::size_t kPoolThreads = 8;
+constexpr std::uint64_t kSmallestSegment = 64 * 1024;
+constexpr auto kRepairDeadline = std::chrono::minutes(10);
+constexpr auto kRepairPoll = std::chrono::milliseconds(20);
 constexpr auto kLeaseDeadline = std::chrono::seconds(10);
 
 std::string machine_hostname() {
@@ -151,6 +155,9 @@ class NodeImpl final : public Node {
   void serve_http();
   std::string primary_host() const;
   std::optional<Pos> position(const std::string& name) const;
+  Result<void> ask_for_pages(const std::string& name, const std::vector<Pgno>& pages);
+  Result<void> repair(const std::string& name, const std::vector<Pgno>& pages, const std::function<bool()>& cancelled);
+  void scrub_found(const std::string& name, const VerifyReport& report);
 
   const Config config_;
   const std::string token_;
@@ -177,6 +184,7 @@ class NodeImpl final : public Node {
   std::unique_ptr<replication::Subscriber> subscriber_;
   std::unique_ptr<Api> api_;
   Maintenance maintenance_;
+  Scrubber scrubber_;
   // The same objects for the virtual files, which the mount may ask for before these exist.
   std::atomic<storage::Replica*> live_replica_{nullptr};
   std::atomic<replication::Subscriber*> live_subscriber_{nullptr};
@@ -192,6 +200,10 @@ Result<void> NodeImpl::start() {
   store_options.data_dir = config_.data_dir;
   store_options.retention = retention(config_);
   store_options.database.helpers = &pool_;
+  const std::uint64_t segment = std::max(config_.log_segment_bytes, kSmallestSegment);
+  store_options.database.log.segment_size = segment;
+  // Retention keeps what the page checksums still need.
+  store_options.database.checkpoint_bytes = std::min(store_options.database.checkpoint_bytes, segment);
   TRY_ASSIGN(store_, storage::Store::open(real_file_system(), system_clock(), store_options));
   HttpServerOptions http_options;
   TRY_ASSIGN(http_options.listen, parse_host_port(config_.listen));
@@ -215,6 +227,8 @@ Result<void> NodeImpl::start() {
       *store_, *fence_, store_options.retention, config_.retention_interval_ms,
       role_ == Role::primary ? storage::Database::Checkpoint::if_due : storage::Database::Checkpoint::none);
   serve_http();
+  scrubber_.start(*store_, {config_.scrub_interval_ms, config_.scrub_rate},
+                  [this](const std::string& name, const VerifyReport& report) { scrub_found(name, report); });
   LOG_INFO("{} {} serves {} from {}, API on port {}", role_ == Role::primary ? "primary" : "replica",
            hostname_, config_.mountpoint, config_.data_dir, http_->port());
   return {};
@@ -350,8 +364,45 @@ void NodeImpl::serve_http() {
   context.accept_stream = [this](UniqueFd socket, Bytes early, std::string peer) {
     publisher_->accept(std::move(socket), std::move(early), std::move(peer));
   };
+  if (role_ == Role::replica) {
+    context.repair = [this](const std::string& name, const std::vector<Pgno>& pages,
+                            const std::function<bool()>& cancelled) { return repair(name, pages, cancelled); };
+  }
   api_ = std::make_unique<Api>(std::move(context));
   http_->serve(*api_);
+}
+
+// The pages are left out of what the replica offers the primary, so they come.
+Result<void> NodeImpl::ask_for_pages(const std::string& name, const std::vector<Pgno>& pages) {
+  TRY_ASSIGN(const auto database, replica_->database(name));
+  database->mark_damaged(pages);
+  subscriber_->request_resync(name, fmt::format("{} damaged pages are to be repaired", pages.size()));
+  return {};
+}
+
+Result<void> NodeImpl::repair(const std::string& name, const std::vector<Pgno>& pages,
+                              const std::function<bool()>& cancelled) {
+  if (!subscriber_->status().connected) {
+    return make_error(Errc::unavailable, "the primary has to send the pages, and this node is not connected to it");
+  }
+  TRY_ASSIGN(const auto database, replica_->database(name));
+  TRY(ask_for_pages(name, pages));
+  const auto deadline = system_clock().now() + kRepairDeadline;
+  while (database->damaged() != 0) {  // nothing tells when; it is a matter of a moment, and asked for by a person
+    if ((cancelled && cancelled()) || stopping_) return make_error(Errc::cancelled, name + ": the repair goes on without you");
+    if (system_clock().now() > deadline) return make_error(Errc::deadline, name + ": the primary has not sent the pages yet");
+    std::this_thread::sleep_for(kRepairPoll);
+  }
+  return {};
+}
+
+void NodeImpl::scrub_found(const std::string& name, const VerifyReport& report) {
+  if (role_ == Role::primary) {
+    LOG_ERROR("{}: this node is the primary; see docs/OPERATING.md, 'verify says MISMATCH'", name);
+    return;
+  }
+  const auto asked = ask_for_pages(name, report.bad_pages);
+  if (asked.has_error()) LOG_ERROR("{}: repair: {}", name, asked.error().to_string());
 }
 
 std::string NodeImpl::primary_host() const {
@@ -410,6 +461,12 @@ NodeStatus NodeImpl::status() const {
       if (DatabaseStatus* one = s.find(applied->name())) one->applied = applied->applied();
   }
   if (publisher_) s.replicas = publisher_->replicas();
+  if (s.subscriber) {
+    for (const auto& [name, progress] : s.subscriber->resyncing)
+      if (DatabaseStatus* one = s.find(name)) one->resync = progress;
+  }
+  for (const auto& [name, scrubbed] : scrubber_.status())
+    if (DatabaseStatus* one = s.find(name)) one->scrub = scrubbed;
   if (capture_) s.capture = capture_numbers(capture_->counters());
   if (mount_) s.fuse_requests = mount_->request_counts();
   if (mount_) s.io = mount_->io_path() == fuse::IoPath::native ? "native" : "plain";
@@ -426,6 +483,7 @@ Result<void> NodeImpl::stop() {
     if (result.has_error() && !first.has_error()) first = std::move(result);
   };
   if (http_) http_->stop();
+  scrubber_.stop();
   maintenance_.stop();
   if (subscriber_) subscriber_->stop();
   if (replica_) replica_->stop();

@@ -30,6 +30,18 @@ void put_name(json::object& o, const std::string& name) {
   if (!is_utf8(name)) o["name_encoded"] = percent_encode(name);
 }
 
+void put_resync(json::object& o, const replication::ResyncProgress& p) {
+  if (p.phase == replication::ResyncProgress::Phase::none) return;
+  json::object resync{{"phase", replication::phase_name(p.phase)},
+                      {"pages", p.pages},
+                      {"bytes", p.bytes},
+                      {"elapsed_ms", p.elapsed_ms},
+                      {"bytes_per_second", static_cast<std::uint64_t>(p.rate())}};
+  if (p.expected != 0) resync["expected_pages"] = p.expected;
+  if (const auto eta = p.eta_ms()) resync["eta_ms"] = *eta;
+  o["resync"] = std::move(resync);
+}
+
 json::object database_json(const DatabaseStatus& d) {
   json::object o{{"name", ""},
                  {"txid", to_hex(d.pos.txid.value())},
@@ -52,6 +64,13 @@ json::object database_json(const DatabaseStatus& d) {
     for (const fuse::Holder& h : d.orphans) list.push_back(json::object{{"pid", h.pid}, {"command", clean_utf8(h.command)}});
     o["orphans"] = std::move(list);
   }
+  put_resync(o, d.resync);
+  if (d.scrub) {
+    o["scrub"] = json::object{{"ended_ms", d.scrub->ended_ms},
+                              {"pages", d.scrub->pages},
+                              {"bad_pages", d.scrub->bad_pages},
+                              {"bad_total", d.scrub->bad_total}};
+  }
   if (d.applied) {
     o["applied_txid"] = to_hex(d.applied->txid.value());
     o["applied_checksum"] = to_hex(d.applied->checksum.value());
@@ -69,6 +88,7 @@ json::object replica_json(const replication::ReplicaStatus& r, const NodeStatus&
       const std::uint64_t mine = own->pos.txid.value();
       o["lag_txids"] = mine > d.applied.value() ? mine - d.applied.value() : 0;
     }
+    put_resync(o, d.resync);
     list.push_back(std::move(o));
   }
   return json::object{

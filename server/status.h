@@ -10,6 +10,7 @@
 #include "fuse/orphans/file_holders.h"
 #include "replication/publisher.h"
 #include "replication/subscriber.h"
+#include "server/scrub.h"
 #include "storage/database.h"
 #include "storage/store.h"
 
@@ -30,6 +31,8 @@ struct DatabaseStatus {
   std::string waiting;            ///< storage::Database::waiting
   std::string warning;            ///< storage::Database::warning
   std::vector<fuse::Holder> orphans;  ///< fenced off since this node started (fuse/orphans/orphan_fence.h)
+  replication::ResyncProgress resync{};  ///< replica
+  std::optional<ScrubStatus> scrub;    ///< of the last scrub since the node started
   std::uint64_t bytes() const { return std::uint64_t{page_size} * pages; }
 };
 

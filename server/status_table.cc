@@ -56,6 +56,32 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
+double number(const json::object& o, std::string_view key) {
+  const json::value* v = o.if_contains(key);
+  return v == nullptr ? 0 : v->to_number<double>();
+}
+
+/// "NAME is being resynchronised: …"; empty if it is not.
+std::string resync_line(const json::object& database, const std::string& where) {
+  const json::value* v = database.if_contains("resync");
+  if (v == nullptr) return {};
+  const json::object& r = v->as_object();
+  std::string line = fmt::format("\n{}{} is being resynchronised: {}", text(database, "name"), where, text(r, "phase"));
+  if (text(r, "phase") == "copying") {
+    line += fmt::format(", {} of about {} pages, {} at {}/s", text(r, "pages"), text(r, "expected_pages"),
+                        human_bytes(number(r, "bytes")), human_bytes(number(r, "bytes_per_second")));
+    if (r.contains("eta_ms")) line += fmt::format(", {:.0f} s to go", number(r, "eta_ms") / 1000);
+  }
+  return line + "\n";
+}
+
+std::string scrub_line(const json::object& database) {
+  const json::value* v = database.if_contains("scrub");
+  if (v == nullptr || number(v->as_object(), "bad_pages") == 0) return {};
+  return fmt::format("\n{}: the last scrub found {} damaged pages; see `sluice verify {}`\n", text(database, "name"),
+                     text(v->as_object(), "bad_pages"), text(database, "name"));
+}
+
 std::string primary_line(const json::object& primary) {
   std::string line = fmt::format("primary   {} ({})", text(primary, "hostname"), text(primary, "url"));
   if (text(primary, "connected") == "true") {
@@ -101,6 +127,7 @@ std::string render(const json::object& status) {
       out += fmt::format("\n{}: cut off since the last start, must connect again: {}\n", text(d, "name"),
                          processes.empty() ? "a process that cannot be seen from here" : processes);
     }
+    out += resync_line(d, "") + scrub_line(d);
   }
   const json::value* replicas = status.if_contains("replicas");
   if (replicas == nullptr) return out;
@@ -114,6 +141,10 @@ std::string render(const json::object& status) {
       table.row({text(r, "hostname"), text(r, "address"), text(d, "name"), short_txid(text(d, "durable")),
                  short_txid(text(d, "applied")), text(d, "lag_txids")});
     }
+  }
+  for (const json::value& v : replicas->as_array()) {
+    const json::object& r = v.as_object();
+    for (const json::value& dv : r.at("databases").as_array()) out += resync_line(dv.as_object(), " on " + text(r, "hostname"));
   }
   return out + "\n" + (replicas->as_array().empty() ? "no replica is connected\n" : table.render());
 }

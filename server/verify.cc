@@ -9,19 +9,19 @@
 namespace sluice::server {
 namespace {
 
-constexpr std::uint32_t kBatchPages = 64;  // read under one hold of the commit mutex
 constexpr auto kBusyPause = std::chrono::milliseconds(20);
 constexpr auto kBusyDeadline = std::chrono::seconds(60);
-constexpr std::size_t kMostListed = 100;
+constexpr std::size_t kMostKept = 65536;
+constexpr std::size_t kMostListed = 100;  // in the answer
 
 class Verifier {
  public:
-  Verifier(storage::Database& database, const std::function<bool()>& cancelled)
-      : database_(database), cancelled_(cancelled) {}
+  Verifier(storage::Database& database, const VerifyOptions& options) : database_(database), options_(options) {}
 
   Result<VerifyReport> run() {
     for (bool more = true; more;) {
-      if (cancelled_ && cancelled_()) return make_error(Errc::cancelled, "verification was stopped");
+      if (options_.before_batch) options_.before_batch(Pgno(next_), database_.page_size());
+      if (options_.cancelled && options_.cancelled()) return make_error(Errc::cancelled, "verification was stopped");
       Result<bool> batch = read_batch();
       if (batch.has_error() && batch.error().code == Errc::busy) {
         TRY(pause(batch.error()));
@@ -51,7 +51,7 @@ class Verifier {
     storage::PageSource* source = database_.page_source();
     if (source == nullptr)
       return make_error(Errc::unavailable, database_.name() + ": its pages cannot be read now; try again");
-    for (std::uint32_t i = 0; i < kBatchPages && next_ <= count; ++i, ++next_) {
+    for (std::uint32_t i = 0; i < options_.batch_pages && next_ <= count; ++i, ++next_) {
       const Pgno pgno(next_);
       if (pgno == lock_page(page_size)) continue;
       const Result<void> read = source->read_page(pgno, buffer_);
@@ -65,7 +65,7 @@ class Verifier {
         ++report_.unknown;
         TRY(database_.checksums().set(pgno, found));
       } else if (corrupt || known != found) {
-        if (report_.bad_pages.size() < kMostListed) report_.bad_pages.push_back(pgno);
+        if (report_.bad_pages.size() < kMostKept) report_.bad_pages.push_back(pgno);
         ++report_.bad_count;
       }
     }
@@ -100,7 +100,7 @@ class Verifier {
   }
 
   storage::Database& database_;
-  const std::function<bool()>& cancelled_;
+  const VerifyOptions& options_;
   VerifyReport report_;
   std::uint32_t page_size_ = 0;
   std::uint32_t next_ = 1;
@@ -112,13 +112,14 @@ class Verifier {
 
 }  // namespace
 
-Result<VerifyReport> verify_database(storage::Database& database, const std::function<bool()>& cancelled) {
-  return Verifier(database, cancelled).run();
+Result<VerifyReport> verify_database(storage::Database& database, const VerifyOptions& options) {
+  return Verifier(database, options).run();
 }
 
 std::string verify_json(const std::string& name, const VerifyReport& report) {
   boost::json::array bad;
-  for (const Pgno pgno : report.bad_pages) bad.push_back(pgno.value());
+  for (const Pgno pgno : report.bad_pages)
+    if (bad.size() < kMostListed) bad.push_back(pgno.value());
   boost::json::object out{{"name", clean_utf8(name)},
                           {"ok", report.ok()},
                           {"txid", to_hex(report.pos.txid.value())},
@@ -128,6 +129,7 @@ std::string verify_json(const std::string& name, const VerifyReport& report) {
                           {"bad_count", report.bad_count},
                           {"bad_pages", std::move(bad)},
                           {"checksum_matches", report.sum_matches}};
+  if (report.repaired != 0) out["repaired"] = report.repaired;
   if (!report.integrity.empty()) out["integrity_check"] = clean_utf8(report.integrity);
   return boost::json::serialize(out) + "\n";
 }

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -85,6 +86,12 @@ class ReplicaDatabase {
   virtual Result<void> finish_snapshot(const SnapshotEnd& end) = 0;
   /// What was collected stays for the next offer.
   virtual void abort_snapshot() = 0;
+
+  /// These pages are not what their checksums say (none named: it is not known which; every page is read for the next offer).
+  /// What is offered next leaves them out, so that the primary sends them.
+  virtual void mark_damaged(std::span<const Pgno> pages) = 0;
+  /// Marked, and not replaced by a snapshot since.
+  virtual std::size_t damaged() = 0;
 
   /// I5: makes what was received durable; returns the TXID that may be acknowledged as durable.
   virtual Result<Txid> sync() = 0;

@@ -31,6 +31,7 @@ struct ClientArguments {
   bool replace = false;
   bool force = false;
   bool integrity = false;
+  bool repair = false;
   std::uint64_t limit = 1000;
 };
 using Arguments = std::shared_ptr<ClientArguments>;
@@ -141,6 +142,9 @@ void print_verified(const json::value& report) {
   if (const auto* integrity = report.as_object().if_contains("integrity_check")) {
     std::printf(", integrity_check: %s", integrity->as_string().c_str());
   }
+  if (const auto* repaired = report.as_object().if_contains("repaired")) {
+    std::printf(", %lld pages repaired", static_cast<long long>(repaired->to_number<std::int64_t>()));
+  }
   std::printf("\n");
   if (ok) return;
   std::printf("  pages that differ: %lld",
@@ -157,7 +161,8 @@ Result<bool> verify(const ClientArguments& a) {
   TRY_ASSIGN(const auto names, names_to_verify(client, a));
   bool ok = true;
   for (const std::string& name : names) {
-    const std::string target = "/v1/databases/" + name + (a.integrity ? "/verify?integrity=1" : "/verify");
+    const std::string target = "/v1/databases/" + name + "/verify?integrity=" + (a.integrity ? "1" : "0") +
+                               (a.repair ? "&repair=1" : "");
     TRY_ASSIGN(const HttpReply reply, expect_ok(client.post(target)));
     const json::value report = json::parse(reply.body);
     ok = ok && report.at("ok").as_bool();
@@ -273,6 +278,7 @@ void add_client_commands(CLI::App& app, Command& selected) {
   arguments = add_common(check);
   check->add_option("NAME", arguments->name, "database (default: all)");
   check->add_flag("--integrity", arguments->integrity, "also run PRAGMA integrity_check on a copy");
+  check->add_flag("--repair", arguments->repair, "on a replica: have damaged pages replaced by the primary's");
   check->add_flag("--json", arguments->as_json, "print the API's JSON");
   on_selected(check, arguments, selected, verify);
 

@@ -69,6 +69,8 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Result<void> finish_snapshot(const SnapshotEnd& end) override EXCLUDES(apply_mutex_);
   void abort_snapshot() override EXCLUDES(apply_mutex_);
 
+  void mark_damaged(std::span<const Pgno> pages) override EXCLUDES(apply_mutex_);
+  std::size_t damaged() override EXCLUDES(apply_mutex_);
   Result<Txid> sync() override;
 
   /// Backfills what readers allow and records how far the database file is durable. True when nothing is left to do.

@@ -51,6 +51,18 @@ Checksum LiveReplicaDatabase::compute_local_sum(Pgno pgno) {
   return found;
 }
 
+void LiveReplicaDatabase::mark_damaged(std::span<const Pgno> pages) {
+  MutexLock lock(apply_mutex_);
+  offering_.reset();
+  for (const Pgno pgno : pages) damaged_.insert(pgno.value());
+  if (pages.empty()) mismatches_ = std::max(mismatches_, 1);
+}
+
+std::size_t LiveReplicaDatabase::damaged() {
+  MutexLock lock(apply_mutex_);
+  return std::max<std::size_t>(damaged_.size(), mismatches_ > 0 ? 1 : 0);
+}
+
 Result<void> LiveReplicaDatabase::begin_offer() {
   if (stopped_) return make_error(Errc::cancelled, name_ + ": stopped");
   TRY(wake());  // and it stays awake until the snapshot has come

@@ -8,7 +8,7 @@ import signal
 DECK = [
     ("kill_client", 12), ("kill_writers_of_one", 5), ("kill_all_writers", 1), ("freeze_client", 3),
     ("kill_primary", 3), ("kill_replica", 3), ("kill_both", 1), ("restart_primary", 1), ("restart_replica", 1),
-    ("wipe_replica", 1), ("cut", 4), ("stall", 2), ("corrupt", 2),
+    ("wipe_replica", 1), ("outlive_log", 2), ("cut", 4), ("stall", 2), ("corrupt", 2),
 ]
 
 
@@ -123,6 +123,16 @@ class Events:
     def wipe_replica(self):
         """A replaced machine with an empty disk."""
         self._restart(1, lambda: shutil.rmtree(self.torture.replica.data))
+
+    def outlive_log(self):
+        """A replica away for so long that, where the log is short, it no longer reaches back to it; killed or stopped."""
+        pause = lambda: self.torture.run_for(self.random.uniform(1.5, 4))
+        if self.random.random() < 0.5:
+            self._restart(1, pause)
+        else:
+            self._kill_node(1)
+            pause()
+            self._revive_node(1)
 
     # ---- the connection ----
 

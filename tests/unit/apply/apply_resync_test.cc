@@ -198,6 +198,41 @@ TEST_F(ApplyResync, ADamagedPageIsFoundWhenTheSumDoesNotAddUp) {
   expect_current(node);
 }
 
+TEST_F(ApplyResync, MarkedPagesAreRepairedAtTheSamePosition) {
+  node.restart(options());
+  flip(20);
+  ASSERT_NE(file_content(node.path("app.db")), source.content());
+  Connection reader(node.path("app.db"), SQLITE_OPEN_READONLY);
+  EXPECT_EQ(reader.integer("SELECT n FROM meta"), 0);
+  const std::vector<Pgno> bad = {Pgno(20)};
+  node.database("app.db")->mark_damaged(bad);
+  EXPECT_EQ(node.database("app.db")->damaged(), 1u);
+  const auto sent = resync();
+  ASSERT_TRUE(sent.has_value()) << sent.error().to_string();
+  EXPECT_EQ(*sent, 1u);
+  EXPECT_EQ(node.database("app.db")->damaged(), 0u);
+  expect_current(node);
+  EXPECT_EQ(reader.text("PRAGMA integrity_check"), "ok");
+  transfer(source.sql(), ++number);
+  ASSERT_TRUE(node.apply("app.db", source.next()).has_value());
+  node.restart(options());
+  expect_current(node);
+  EXPECT_EQ(file_content(node.path("app.db")), source.content());
+}
+
+TEST_F(ApplyResync, WithoutKnowingWhichEveryPageIsRead) {
+  node.restart(options());
+  flip(20);
+  flip(33);
+  node.database("app.db")->mark_damaged({});
+  EXPECT_EQ(node.database("app.db")->damaged(), 1u);
+  const auto sent = resync();
+  ASSERT_TRUE(sent.has_value()) << sent.error().to_string();
+  EXPECT_EQ(*sent, 2u);
+  EXPECT_EQ(node.database("app.db")->damaged(), 0u);
+  expect_current(node);
+}
+
 TEST_F(ApplyResync, AfterTwoThatDoNotAddUpNothingIsOffered) {
   go_on(1);
   SnapshotEnd lie = source.end();

@@ -155,6 +155,7 @@ std::size_t FakeDatabase::pages_received() const {
 Checksum FakeDatabase::sum_of(std::uint32_t pgno) {
   const std::uint32_t page_size = staged_.empty() ? page_size_ : staged_page_size_;
   if (page_size == 0 || Pgno(pgno) == lock_page(page_size)) return Checksum{};
+  if (damaged_.contains(pgno) && !staged_.contains(pgno)) return Checksum{};
   if (const auto it = staged_.find(pgno); it != staged_.end()) return ltx::page_checksum(Pgno(pgno), it->second);
   const auto it = pages_.find(pgno);
   return it == pages_.end() || page_size != page_size_ ? Checksum{} : ltx::page_checksum(Pgno(pgno), it->second);
@@ -225,11 +226,22 @@ Result<void> FakeDatabase::finish_snapshot(const storage::SnapshotEnd& end) {
   }
   pages_ = std::move(staged_);
   staged_.clear();
+  damaged_.clear();
   page_size_ = end.page_size;
   pos_ = end.pos;
   epoch_ = end.epoch;
   ++snapshots_;
   return {};
+}
+
+void FakeDatabase::mark_damaged(std::span<const Pgno> pages) {
+  MutexLock lock(mutex_);
+  for (const Pgno pgno : pages) damaged_.insert(pgno.value());
+}
+
+std::size_t FakeDatabase::damaged() {
+  MutexLock lock(mutex_);
+  return damaged_.size();
 }
 
 void FakeDatabase::abort_snapshot() {}  // what came stays for the next offer

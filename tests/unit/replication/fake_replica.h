@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,8 @@ class FakeDatabase final : public storage::ReplicaDatabase {
   Result<void> snapshot_page(Pgno pgno, ByteView content) override;
   Result<void> finish_snapshot(const storage::SnapshotEnd& end) override;
   void abort_snapshot() override;
+  void mark_damaged(std::span<const Pgno> pages) override EXCLUDES(mutex_);
+  std::size_t damaged() override EXCLUDES(mutex_);
   Result<Txid> sync() override;
 
   Pos pos() const EXCLUDES(mutex_);
@@ -77,6 +80,7 @@ class FakeDatabase final : public storage::ReplicaDatabase {
   Epoch epoch_ GUARDED_BY(mutex_);
   Pages pages_ GUARDED_BY(mutex_);
   std::uint32_t page_size_ GUARDED_BY(mutex_) = 0;
+  std::set<std::uint32_t> damaged_ GUARDED_BY(mutex_);
   std::size_t pages_received_ GUARDED_BY(mutex_) = 0;
   std::size_t snapshots_ GUARDED_BY(mutex_) = 0;
   std::size_t change_sets_ GUARDED_BY(mutex_) = 0;

@@ -113,6 +113,68 @@ TEST(StreamResync, DeletedWhileItIsCompared) {
   expect_same(db, replica);
 }
 
+// Nothing is wrong with the position: only the pages that are marked come.
+TEST(StreamResync, DamagedPagesAreSentAnew) {
+  TestPrimary primary(quick());
+  auto& db = primary.database("a.db");
+  TestReplica replica(primary.url());
+  replica.start();
+  ASSERT_TRUE(replica.reaches("a.db", db.commit(3000, 0)));
+  const auto fake = replica.fake().find("a.db");
+  const std::vector<Pgno> damaged = {Pgno(1), Pgno(700)};
+  for (const bool connected : {true, false}) {
+    const std::size_t before = fake->pages_received();
+    if (!connected) replica.stop();
+    fake->damage();
+    fake->mark_damaged(damaged);
+    if (!connected) replica.start();
+    replica.subscriber().request_resync("a.db", "a test");
+    ASSERT_TRUE(wait_for([&] { return fake->damaged() == 0; }));
+    EXPECT_EQ(fake->pages_received() - before, 2u);
+    expect_same(db, replica);
+  }
+  ASSERT_TRUE(replica.reaches("a.db", db.commit(3000, 4)));
+  replica.subscriber().request_resync("no.db", "a test");
+  expect_same(db, replica);
+}
+
+TEST(StreamResync, ProgressIsToldOnBothSides) {
+  PublisherOptions options = quick();
+  options.window_bytes = 256 * 1024;
+  TestPrimary primary(options);
+  auto& db = primary.database("a.db");
+  TestReplica replica(primary.url());
+  part(db, replica, 2000);
+  const auto fake = replica.fake().find("a.db");
+  fake->hold();
+  replica.start();
+  const auto told = [&]() -> std::optional<ResyncProgress> {
+    for (const auto& [name, progress] : replica.status().resyncing) return progress;
+    return std::nullopt;
+  };
+  ASSERT_TRUE(wait_for([&] { return fake->waiting(); }));  // all of it is there, and being installed
+  const auto here = told();
+  ASSERT_TRUE(here.has_value());
+  EXPECT_EQ(here->phase, ResyncProgress::Phase::copying);
+  EXPECT_EQ(here->pages, here->expected);
+  EXPECT_GT(here->pages, 1000u);
+  EXPECT_GT(here->bytes, here->pages * 2000);
+  EXPECT_EQ(here->eta_ms(), 0);
+  fake->release();
+  ASSERT_TRUE(replica.reaches("a.db", db.database().pos()));
+  EXPECT_TRUE(wait_for([&] { return !told().has_value(); }));
+}
+
+TEST(ResyncProgress, EtaAndRate) {
+  ResyncProgress progress;
+  EXPECT_FALSE(progress.eta_ms().has_value());
+  progress = {ResyncProgress::Phase::copying, 250, 1000, 1'000'000, 500};
+  EXPECT_EQ(progress.eta_ms(), 1500);
+  EXPECT_EQ(progress.rate(), 2e6);
+  progress.expected = 0;
+  EXPECT_FALSE(progress.eta_ms().has_value());
+}
+
 TEST(StreamResync, AReplicaOfVersion1IsSentEverything) {
   TestPrimary primary(quick());
   auto& db = primary.database("a.db");

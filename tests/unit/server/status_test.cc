@@ -53,6 +53,36 @@ NodeStatus replica_status() {
   return s;
 }
 
+TEST(Status, AResynchronisationIsShownOnBothSides) {
+  using Progress = replication::ResyncProgress;
+  NodeStatus replica = replica_status();
+  replica.databases[0].resync = {Progress::Phase::copying, 250, 1000, 1 << 20, 500};
+  const std::string json = status_json(replica);
+  const auto resync = boost::json::parse(json).at("databases").as_array().at(0).at("resync");
+  EXPECT_EQ(resync.at("phase").as_string(), "copying");
+  EXPECT_EQ(resync.at("expected_pages").as_int64(), 1000);
+  EXPECT_EQ(resync.at("bytes_per_second").as_int64(), 2 << 20);
+  EXPECT_EQ(resync.at("eta_ms").as_int64(), 1500);
+  EXPECT_THAT(*status_table(json), HasSubstr("tenants/42.db is being resynchronised: copying, 250 of about 1000 pages, "
+                                            "1.0 MiB at 2.0 MiB/s, 2 s to go"));
+  EXPECT_THAT(metrics_text(replica), HasSubstr("sluice_resync_expected_pages{db=\"tenants/42.db\"} 1000"));
+  NodeStatus primary = primary_status();
+  primary.replicas[0].databases[0].resync.phase = Progress::Phase::comparing;
+  EXPECT_THAT(*status_table(status_json(primary)),
+              HasSubstr("tenants/42.db on beta is being resynchronised: comparing"));
+  EXPECT_THAT(metrics_text(primary), HasSubstr("sluice_resync_pages{"));
+  EXPECT_THAT(metrics_text(primary_status()), Not(HasSubstr("sluice_resync")));
+}
+
+TEST(Status, TheLastScrubIsShown) {
+  NodeStatus status = replica_status();
+  status.databases[0].scrub = ScrubStatus{5000, 512, 2, 3};
+  const std::string json = status_json(status);
+  EXPECT_THAT(*status_table(json), HasSubstr("tenants/42.db: the last scrub found 2 damaged pages"));
+  EXPECT_EQ(boost::json::parse(json).at("databases").as_array().at(0).at("scrub").at("bad_total").as_int64(), 3);
+  EXPECT_THAT(metrics_text(status), HasSubstr("sluice_scrub_bad_pages_total{db=\"tenants/42.db\"} 3"));
+}
+
 TEST(StatusJson, PrimaryShowsReplicasAndTheirLag) {
   const auto json = boost::json::parse(status_json(primary_status()));
   EXPECT_EQ(json.at("role").as_string(), "primary");
