@@ -42,6 +42,7 @@ struct Config {
   std::int64_t retention_interval_ms = 60 * 1000;
   std::int64_t unmount_wait_ms = 5000;
   bool skip_sync = false;  ///< start the application before a replica has caught up
+  bool guardian = false;   ///< a guardian process keeps the mount while the node is started again
   bool log_json = false;
   bool debug = false;
   std::vector<ExecCommand> exec;
