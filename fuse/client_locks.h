@@ -20,6 +20,7 @@ class ClientLocks : public storage::MountAccess {
 
   /// Where the mount is and which path (native or plain) it took, once it serves.
   void set_mount(std::string mountpoint, dev_t device, IoPath path);
+  void set_descriptors(DescriptorStore* descriptors) { descriptors_ = descriptors; }
 
   Result<UniqueFd> open(const std::string& path, int flags, unsigned mode) override;
   Result<UniqueFd> open_backing(const std::string& path, int flags, unsigned mode) override;
@@ -28,6 +29,7 @@ class ClientLocks : public storage::MountAccess {
   void invalidate_entry(const std::string& path) override;
   std::string backing_path(const std::string& path) const override;
   bool passthrough() const override { return path_ == IoPath::native; }
+  DescriptorStore* descriptors() override { return descriptors_; }
 
  private:
   const BackingTree& tree_;
@@ -37,6 +39,7 @@ class ClientLocks : public storage::MountAccess {
   std::string mountpoint_;
   dev_t device_ = 0;
   IoPath path_ = IoPath::native;
+  DescriptorStore* descriptors_ = nullptr;
 };
 
 }  // namespace sluice::fuse

@@ -32,7 +32,7 @@ std::size_t InodeTable::KeyHash::operator()(const Key& key) const noexcept {
   return std::hash<std::string_view>{}(key.name) ^ (key.parent * 0x9e3779b97f4a7c15ULL);
 }
 
-InodeTable::InodeTable(ino_t root_ino) {
+InodeTable::InodeTable(ino_t root_ino, takeover::State* state) : state_(state) {
   MutexLock lock(mutex_);
   nodes_.push_back(std::make_unique<Node>());
   auto root = std::make_unique<Node>();
@@ -70,7 +70,8 @@ std::shared_ptr<const FileNames> InodeTable::names_of(const Node& node) const {
 }
 
 NodeView InodeTable::view(NodeId id, const Node& node) const {
-  return NodeView{id, node.kind, node.backing_ino, node.linked, node.opens, names_of(node), node.open.file};
+  return NodeView{id,         node.kind,      node.backing_ino, node.linked, node.opens, names_of(node),
+                  node.open.file, node.open.backing_id, node.open.hidden};
 }
 
 std::optional<NodeView> InodeTable::find(NodeId id) const {
@@ -117,19 +118,14 @@ std::optional<NodeId> InodeTable::enter(NodeId parent, std::string_view name, in
     const bool same_type = (node.kind == FileKind::directory) == (kind == FileKind::directory);
     if (!fresh && node.backing_ino == backing_ino && same_type) {
       ++node.lookups;
+      store_lookups(*known);
       return known;
     }
     unlink_node(*known);
   }
-  std::uint32_t slot = 0;
-  if (free_slots_.empty()) {
-    slot = static_cast<std::uint32_t>(nodes_.size());
-    nodes_.push_back(std::make_unique<Node>());
-  } else {
-    slot = free_slots_.back();
-    free_slots_.pop_back();
-  }
-  Node& node = *nodes_[slot];
+  const auto slot = free_slot();
+  if (!slot) return std::nullopt;
+  Node& node = *nodes_[*slot];
   const std::uint32_t generation = node.generation + 1;
   node = Node{};
   node.generation = generation;
@@ -140,8 +136,20 @@ std::optional<NodeId> InodeTable::enter(NodeId parent, std::string_view name, in
   node.backing_ino = backing_ino;
   node.lookups = 1;
   ++directory->children;
-  by_name_.emplace(Key{parent.value(), node.name}, slot);
-  return id_of(slot);
+  by_name_.emplace(Key{parent.value(), node.name}, *slot);
+  store_new(*slot);
+  return id_of(*slot);
+}
+
+std::optional<std::uint32_t> InodeTable::free_slot() {
+  if (!free_slots_.empty()) {
+    const std::uint32_t slot = free_slots_.back();
+    free_slots_.pop_back();
+    return slot;
+  }
+  if (state_ != nullptr && nodes_.size() >= takeover::kMaxNodes) return std::nullopt;
+  nodes_.push_back(std::make_unique<Node>());
+  return static_cast<std::uint32_t>(nodes_.size() - 1);
 }
 
 void InodeTable::forget(NodeId id, std::uint64_t lookups) {
@@ -149,6 +157,7 @@ void InodeTable::forget(NodeId id, std::uint64_t lookups) {
   Node* node = get(id);
   if (node == nullptr || id == kRootNode) return;
   node->lookups -= std::min(lookups, node->lookups);
+  store_lookups(id);
   release_if_unused(id);
 }
 
@@ -158,6 +167,7 @@ void InodeTable::unlink_node(NodeId id) {
   names_of(node);  // its last name stays with it
   by_name_.erase(Key{node.parent.value(), node.name});
   node.linked = false;
+  if (auto* stored = record(id)) stored->linked = 0;
   const NodeId parent = std::exchange(node.parent, NodeId{});
   Node* directory = get(parent);
   CHECK(directory != nullptr && directory->children > 0);
@@ -172,6 +182,7 @@ void InodeTable::release_if_unused(NodeId id) {
   if (node->lookups != 0 || node->children != 0 || node->opens != 0) return;
   node->lookups = 1;  // unlink_node() below comes back here
   if (node->linked) unlink_node(id);
+  if (auto* stored = record(id)) stored->used = 0;
   const std::uint32_t generation = node->generation;
   *node = Node{};
   node->generation = generation;
@@ -206,6 +217,7 @@ void InodeTable::moved(NodeId parent, std::string_view name, NodeId new_parent, 
   ++target->children;
   node.parent = new_parent;
   node.name = new_name;
+  store_move(slot_of(*id));
   node.names.reset();
   if (node.kind == FileKind::directory) ++names_epoch_;
   by_name_.emplace(Key{new_parent.value(), node.name}, slot_of(*id));
@@ -220,6 +232,7 @@ void InodeTable::set_kind(NodeId id, FileKind kind) {
   Node* node = get(id);
   if (node == nullptr || node->kind == kind) return;
   node->kind = kind;
+  if (auto* stored = record(id)) stored->kind = static_cast<std::uint8_t>(kind);
   if (node->linked)
     node->names.reset();
   else
@@ -240,6 +253,12 @@ void InodeTable::first_open(NodeId id, OpenState state) {
   CHECK(node != nullptr && node->opens == 0);
   node->opens = 1;
   node->open = std::move(state);
+  if (auto* stored = record(id)) stored->backing_id = node->open.backing_id;
+}
+
+void InodeTable::set_hidden(NodeId id) {
+  MutexLock lock(mutex_);
+  if (Node* node = get(id)) node->open.hidden = true;
 }
 
 void InodeTable::replace_file(NodeId id, std::shared_ptr<const BackingFile> file) {
@@ -255,6 +274,7 @@ OpenState InodeTable::drop_open(NodeId id) {
   if (node == nullptr || node->opens == 0) return {};
   if (--node->opens > 0) return {};
   OpenState last = std::exchange(node->open, OpenState{});
+  if (auto* stored = record(id)) stored->backing_id = 0;  // before it is closed
   release_if_unused(id);
   return last;
 }

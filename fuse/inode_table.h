@@ -1,6 +1,7 @@
 // The nodes the kernel knows: what a node id stands for. Names form a tree; a path is built by walking up, so renaming a
 // directory moves everything below it. Node ids are slot and generation, never pointers: they mean the same to a process
-// that takes the connection over.
+// that takes the connection over. With takeover every change is stored in takeover::State, in an order of which each prefix is
+// put right by restore().
 #pragma once
 
 #include <sys/types.h>
@@ -18,6 +19,7 @@
 #include "base/mutex.h"
 #include "base/strong_int.h"
 #include "fuse/observer.h"
+#include "fuse/takeover/state.h"
 
 namespace sluice::fuse {
 
@@ -44,19 +46,28 @@ struct NodeView {
   bool linked = false;  ///< its name still leads to it
   unsigned opens = 0;
   std::shared_ptr<const FileNames> names;
-  std::shared_ptr<const BackingFile> file;  ///< null while nobody has it open
+  std::shared_ptr<const BackingFile> file;  ///< null while nobody has it open, and see OpenState::file
+  int backing_id = 0;
+  bool hidden = false;
 };
 
-/// How a node is open; `backing_id` 0 means that reads and writes come to us.
+/// How a node is open; `backing_id` 0 means that reads and writes come to us. `file` is null for a node that was opened before
+/// this process took over, until it is reopened (Operations::reopen).
 struct OpenState {
   std::shared_ptr<const BackingFile> file;
   int backing_id = 0;
+  bool hidden = false;  ///< removed while open: it has a name among the takeover::HiddenFiles
 };
 
 /// Thread-safe. Every call is short and does no I/O.
 class InodeTable {
  public:
-  explicit InodeTable(ino_t root_ino);
+  /// `state`: nullptr without takeover.
+  explicit InodeTable(ino_t root_ino, takeover::State* state = nullptr);
+
+  /// Takeover, before anything else: the nodes of the process before. `opens`: how often each is open. Returns the backing ids
+  /// that are to be closed.
+  std::vector<int> restore(const std::unordered_map<std::uint64_t, unsigned>& opens) EXCLUDES(mutex_);
 
   std::optional<NodeView> find(NodeId id) const EXCLUDES(mutex_);
   std::optional<NodeView> child(NodeId parent, std::string_view name) const EXCLUDES(mutex_);
@@ -89,6 +100,7 @@ class InodeTable {
   void first_open(NodeId id, OpenState state) EXCLUDES(mutex_);
   /// Replaces the shared descriptor (read-only so far, now read-write).
   void replace_file(NodeId id, std::shared_ptr<const BackingFile> file) EXCLUDES(mutex_);
+  void set_hidden(NodeId id) EXCLUDES(mutex_);
   /// One open less; returns what is to be closed if it was the last one.
   OpenState drop_open(NodeId id) EXCLUDES(mutex_);
 
@@ -126,8 +138,17 @@ class InodeTable {
   std::shared_ptr<const FileNames> names_of(const Node& node) const REQUIRES(mutex_);
   NodeView view(NodeId id, const Node& node) const REQUIRES(mutex_);
   void unlink_node(NodeId id) REQUIRES(mutex_);
+  std::optional<std::uint32_t> free_slot() REQUIRES(mutex_);
+  takeover::NodeRecord* record(NodeId id) const REQUIRES(mutex_);
+  void store_new(std::uint32_t slot) REQUIRES(mutex_);
+  void store_lookups(NodeId id) REQUIRES(mutex_);
+  void store_move(std::uint32_t slot) REQUIRES(mutex_);
+  void finish_move() REQUIRES(mutex_);
+  void load(std::uint32_t slot) REQUIRES(mutex_);
+  void link_up(std::uint32_t slot) REQUIRES(mutex_);
   void release_if_unused(NodeId id) REQUIRES(mutex_);
 
+  takeover::State* const state_;
   mutable Mutex mutex_;
   std::vector<std::unique_ptr<Node>> nodes_ GUARDED_BY(mutex_);  // slot -> node; slot 0 is never used
   std::vector<std::uint32_t> free_slots_ GUARDED_BY(mutex_);

@@ -1,10 +1,14 @@
 #include "fuse/mount.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <atomic>
 #include <chrono>
+#include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "base/log.h"
@@ -12,9 +16,13 @@
 #include "fuse/client_locks.h"
 #include "fuse/files/backing_tree.h"
 #include "fuse/invalidator.h"
+#include "fuse/lowlevel.h"
 #include "fuse/mount_point.h"
 #include "fuse/operations.h"
+#include "fuse/passthrough.h"
 #include "fuse/session.h"
+#include "fuse/takeover/hidden_files.h"
+#include "fuse/takeover/state.h"
 
 namespace sluice::fuse {
 namespace {
@@ -24,12 +32,41 @@ constexpr int kBusyRetry_ms = 50;     // nothing announces that the last client 
 constexpr int kBusyReport_ms = 2'000;
 constexpr int kEndDeadline_ms = 2'000;  // workers' last requests
 
+/// What outlives the process.
+struct Takeover {
+  std::unique_ptr<takeover::State> state;
+  std::optional<takeover::HiddenFiles> hidden;
+  UniqueFd device;  ///< of the process before; empty: to be mounted
+
+  bool taken_over() const { return state && state->taken_over(); }
+  static Result<Takeover> prepare(const MountOptions& options);
+};
+
+Result<Takeover> Takeover::prepare(const MountOptions& options) {
+  Takeover result;
+  if (options.descriptors == nullptr) return result;
+  TRY_ASSIGN(result.hidden, takeover::HiddenFiles::open(options.hidden_dir));
+  if (Mount::takes_over(options.descriptors)) {
+    TRY_ASSIGN(result.state, takeover::State::adopt(options.descriptors->take(kTakeoverStateName)));
+    result.device = options.descriptors->take(kConnectionName);
+    return result;
+  }
+  TRY_ASSIGN(result.state, takeover::State::create());
+  TRY_ASSIGN(const auto left, result.hidden->list());
+  for (const NodeId node : left) result.hidden->remove(node);
+  return result;
+}
+
 class MountImpl final : public Mount {
  public:
-  MountImpl(BackingTree tree, ino_t root_ino, Observer& observer, VirtualFiles& virtual_files, ThreadPool& pool)
+  MountImpl(BackingTree tree, ino_t root_ino, Takeover takeover, Observer& observer, VirtualFiles& virtual_files,
+            ThreadPool& pool)
       : tree_(std::move(tree)),
-        nodes_(root_ino),
-        operations_({tree_, nodes_, handles_, observer, virtual_files, pool, own_threads_, invalidator_}),
+        takeover_(std::move(takeover)),
+        nodes_(root_ino, takeover_.state.get()),
+        handles_(takeover_.state.get()),
+        operations_({tree_, nodes_, handles_, observer, virtual_files, pool, own_threads_, invalidator_,
+                     takeover_.state.get(), takeover_.hidden ? &*takeover_.hidden : nullptr}),
         access_(tree_, nodes_, invalidator_, own_threads_) {}
   ~MountImpl() override;
 
@@ -40,16 +77,22 @@ class MountImpl final : public Mount {
   Result<UniqueFd> open_abort_file() const override { return fuse::open_abort_file(device_); }
   void on_session_end(std::function<void()> callback) override;
   IoPath io_path() const override { return io_; }
+  void beat() override;
   void invalidate_virtual(const std::string& path) override;
   std::map<std::string, std::uint64_t> request_counts() const override { return session_->request_counts(); }
 
  private:
   Result<void> probe_passthrough(int device_fd);
   Result<IoPath> choose_path(IoPath wanted, int device_fd);
+  Result<UniqueFd> open_device(const MountOptions& options);
+  Result<void> restore(int device_fd);
+  Result<void> go_on(const MountOptions& options);
+  Result<void> keep(const MountOptions& options, int device_fd);
   Result<void> unmount_patiently(int wait_ms) REQUIRES(stop_mutex_);
   void end_session() REQUIRES(stop_mutex_);
 
   BackingTree tree_;
+  Takeover takeover_;
   InodeTable nodes_;
   OpenFiles handles_;
   OwnThreads own_threads_;
@@ -57,6 +100,8 @@ class MountImpl final : public Mount {
   Operations operations_;
   ClientLocks access_;
   std::unique_ptr<Session> session_;
+  DescriptorStore* descriptors_ = nullptr;  ///< that keeps the connection
+  std::uint64_t taken_ = 0;  ///< requests, at the last beat
   std::string mountpoint_;
   dev_t device_ = 0;
   IoPath io_ = IoPath::native;
@@ -89,17 +134,14 @@ Result<IoPath> MountImpl::choose_path(IoPath wanted, int device_fd) {
 
 Result<void> MountImpl::serve(const MountOptions& options, std::string mountpoint) {
   mountpoint_ = std::move(mountpoint);
-  TRY_ASSIGN(UniqueFd device, mount_fuse(mountpoint_, options.allow_other));
+  TRY_ASSIGN(UniqueFd device, open_device(options));
   const int device_fd = device.get();
-  {
-    MutexLock lock(stop_mutex_);
-    mounted_ = true;
-  }
-  TRY_ASSIGN(device_, device_of(mountpoint_));
+  if (takeover_.taken_over()) TRY(restore(device_fd));
   auto session = Session::create(std::move(device), operations_, std::max(options.threads, 2u),
-                                 options.io == IoPath::plain ? 0 : required_stack_depth(tree_.fd()));
+                                 options.io == IoPath::plain ? 0 : required_stack_depth(tree_.fd()), takeover_.state.get());
   if (!session) return std::move(session).error();
   session_ = std::move(*session);
+  if (takeover_.taken_over()) return go_on(options);
   TRY(session_->start(kInitDeadline_ms));
   auto path = choose_path(options.io, device_fd);
   io_ = path ? *path : IoPath::plain;
@@ -107,7 +149,70 @@ Result<void> MountImpl::serve(const MountOptions& options, std::string mountpoin
   if (!path) return std::move(path).error();
   access_.set_mount(mountpoint_, device_, io_);
   invalidator_.start(session_->handle());
+  return takeover_.state ? keep(options, device_fd) : boost::system::in_place_value;
+}
+
+/// Serves what the process before served; only the native path can be taken over.
+Result<void> MountImpl::go_on(const MountOptions& options) {
+  operations_.set_io_path(io_);
+  access_.set_mount(mountpoint_, device_, io_);
+  descriptors_ = options.descriptors;
+  access_.set_descriptors(descriptors_);
+  if (options.before_serving) TRY(options.before_serving(access_));
+  TRY(session_->start(kInitDeadline_ms));
+  invalidator_.start(session_->handle());
+  invalidator_.post(kRootNode);  // its listing may have changed in between
+  MutexLock lock(stop_mutex_);
+  mounted_ = true;  // until here a failure leaves it to the next process
   return boost::system::in_place_value;
+}
+
+Result<UniqueFd> MountImpl::open_device(const MountOptions& options) {
+  if (takeover_.taken_over()) {
+    device_ = takeover_.state->header().device;
+    TRY_ASSIGN(const dev_t there, device_of(mountpoint_));
+    if (there != device_) return make_error(Errc::unavailable, "mount point " + mountpoint_ + " was unmounted");
+    return std::move(takeover_.device);
+  }
+  TRY_ASSIGN(UniqueFd device, mount_fuse(mountpoint_, options.allow_other));
+  {
+    MutexLock lock(stop_mutex_);
+    mounted_ = true;
+  }
+  TRY_ASSIGN(device_, device_of(mountpoint_));
+  return device;
+}
+
+/// The nodes and open files of the process before.
+Result<void> MountImpl::restore(int device_fd) {
+  std::unordered_map<std::uint64_t, unsigned> opens;
+  for (const OpenFile& file : handles_.list()) ++opens[file.node.value()];
+  for (const int id : nodes_.restore(opens)) close_backing_id(device_fd, id);
+  TRY_ASSIGN(const auto hidden, takeover_.hidden->list());
+  for (const NodeId id : hidden) {
+    const auto node = nodes_.find(id);
+    if (node && node->opens > 0)
+      nodes_.set_hidden(id);
+    else
+      takeover_.hidden->remove(id);
+  }
+  operations_.set_device(device_fd);
+  operations_.announce_opens();
+  return boost::system::in_place_value;
+}
+
+/// From here on the connection outlives this process.
+Result<void> MountImpl::keep(const MountOptions& options, int device_fd) {
+  takeover_.state->header().device = device_;
+  if (!session_->can_resend() || io_ != IoPath::native) {
+    LOG_WARN("no takeover {}: a crash of the node ends the mount",
+             io_ != IoPath::native ? "on the plain I/O path" : "on a kernel that cannot send unanswered requests again (Linux 6.9 can)");
+    return boost::system::in_place_value;
+  }
+  TRY(options.descriptors->keep(kTakeoverStateName, takeover_.state->fd()));
+  descriptors_ = options.descriptors;
+  access_.set_descriptors(descriptors_);
+  return options.descriptors->keep(kConnectionName, device_fd);
 }
 
 MountImpl::~MountImpl() {
@@ -148,6 +253,9 @@ Result<void> MountImpl::stop(int wait_ms) {
   stopping_.store(true);
   MutexLock lock(stop_mutex_);
   if (!std::exchange(mounted_, false)) return boost::system::in_place_value;
+  // Should we be killed from here on, the mount goes.
+  if (descriptors_ != nullptr)
+    for (const char* name : {kConnectionName, kTakeoverStateName}) descriptors_->drop(name);
   auto unmounted = unmount_patiently(wait_ms);
   if (!unmounted && unmounted.error().code == Errc::busy) {
     LOG_WARN("detaching {} from the processes that still use it", mountpoint_);
@@ -157,6 +265,16 @@ Result<void> MountImpl::stop(int wait_ms) {
   }
   end_session();
   return unmounted;
+}
+
+void MountImpl::beat() {
+  if (!takeover_.state) return;
+  std::uint64_t taken = 0;
+  for (const auto& [name, count] : session_->request_counts()) taken += count;
+  pollfd device{fuse_session_fd(session_->handle()), POLLIN, 0};
+  const bool waiting = ::poll(&device, 1, 0) > 0 && (device.revents & POLLIN) != 0;
+  if (!waiting || taken != taken_) takeover_.state->header().beats.fetch_add(1, std::memory_order_relaxed);
+  taken_ = taken;
 }
 
 void MountImpl::on_session_end(std::function<void()> callback) {
@@ -173,15 +291,39 @@ void MountImpl::invalidate_virtual(const std::string& path) {
 
 }  // namespace
 
+Result<MountPulse> MountPulse::open(int state_fd) {
+  constexpr std::size_t kSize = sizeof(takeover::StateHeader);
+  void* memory = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED, state_fd, 0);
+  if (memory == MAP_FAILED) return errno_error("map the takeover state", errno);
+  return MountPulse(Mapping(memory, kSize));
+}
+
+std::uint64_t MountPulse::beats() const {
+  return reinterpret_cast<takeover::StateHeader*>(memory_.data())->beats.load(std::memory_order_relaxed);
+}
+
+void MountPulse::suspect() { reinterpret_cast<takeover::StateHeader*>(memory_.data())->suspect.store(1); }
+
+bool Mount::takes_over(const DescriptorStore* descriptors) {
+  return descriptors != nullptr && descriptors->has(kConnectionName) && descriptors->has(kTakeoverStateName);
+}
+
+Result<void> Mount::check_takeover(int state_fd) { return takeover::State::check(state_fd); }
+
 Result<void> Mount::clear_mount_point(const std::string& mountpoint) { return detach_if_dead(mountpoint); }
 
 Result<std::unique_ptr<Mount>> Mount::start(const MountOptions& options, Observer& observer,
                                             VirtualFiles& virtual_files, ThreadPool& pool) {
   TRY_ASSIGN(BackingTree tree, BackingTree::open(options.backing_dir));
-  TRY_ASSIGN(std::string mountpoint, check_mount_point(options.mountpoint, tree.directory()));
+  TRY_ASSIGN(Takeover takeover, Takeover::prepare(options));
+  // What is mounted there now is ours.
+  std::string mountpoint = options.mountpoint;
+  if (!takeover.taken_over()) {
+    TRY_ASSIGN(mountpoint, check_mount_point(options.mountpoint, tree.directory()));
+  }
   struct stat root {};
   if (const int err = tree.stat("", root); err != 0) return errno_error("stat " + tree.directory(), err);
-  auto mount = std::make_unique<MountImpl>(std::move(tree), root.st_ino, observer, virtual_files, pool);
+  auto mount = std::make_unique<MountImpl>(std::move(tree), root.st_ino, std::move(takeover), observer, virtual_files, pool);
   TRY(mount->serve(options, std::move(mountpoint)));
   return std::unique_ptr<Mount>(std::move(mount));
 }

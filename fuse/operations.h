@@ -19,6 +19,7 @@
 #include "fuse/observer.h"
 #include "fuse/own_threads.h"
 #include "fuse/request.h"
+#include "fuse/takeover/hidden_files.h"
 
 namespace sluice::fuse {
 
@@ -40,6 +41,9 @@ class Operations {
     ThreadPool& pool;
     OwnThreads& own_threads;
     Invalidator& invalidator;
+    /// With takeover; else nullptr.
+    takeover::State* state = nullptr;
+    const takeover::HiddenFiles* hidden = nullptr;
   };
   explicit Operations(const Parts& parts) : p_(parts) {}
 
@@ -51,6 +55,8 @@ class Operations {
     io_path_.store(path);
     io_path_.notify_all();
   }
+  /// Takeover, before the first request: tells the observer what is open.
+  void announce_opens();
   /// Waits until no parked operation is left. New ones must not come any more.
   void drain() EXCLUDES(parked_mutex_);
 
@@ -78,6 +84,8 @@ class Operations {
 
  private:
   struct Creation;
+  struct Removal;
+  struct Renaming;
   using TreeShared = std::shared_lock<std::shared_mutex>;
 
   /// Calls body(request, op) here if the observer can run here, else on the pool with copies of what `op` points to.
@@ -98,8 +106,25 @@ class Operations {
   void promote_base(NodeId parent, std::string_view name, const std::string& path);
   void become_database(const NodeView& node);
   int take_ownership(const Creation& creation, const std::string& path, struct stat& st) const;
-  int rename_now(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name,
-                 unsigned flags, bool directory);
+  void answer_entry(Request& request, const EntryReply& reply);
+  void make_entry(Request& request, const Creation& creation, FunctionRef<int(const std::string&)> make);
+  int unlink_now(NodeId parent, const std::string& name, const Removal& removal);
+  int rename_now(const Renaming& renaming);
+  void renamed(const Renaming& renaming, const std::string& to);
+  int rename_op(Renaming& renaming, Op& op, std::string& path, std::string& new_path);
+
+  // Takeover (operations_takeover.cc).
+  /// The node, with its file if it is open.
+  std::optional<NodeView> find_node(NodeId node);
+  void reopen(NodeView& node);
+  std::shared_ptr<const BackingFile> reopen_file(const NodeView& node);
+  int open_left_behind(const NodeView& node, int flags, UniqueFd& fd);
+  bool existed_before(const takeover::Flight& flight, const std::string& path) const;
+  bool removed_before(const takeover::Flight& flight, const std::string& path) const;
+  bool answer_entry_again(Request& request);
+  bool answer_open_again(Request& request);
+  bool answer_create_again(Request& request);
+  takeover::RenameRecord* note_rename(const Renaming& renaming);
 
   // Attributes.
   double attr_timeout_s(FileKind kind) const;

@@ -24,6 +24,27 @@ struct Operations::Creation {
   gid_t gid = 0;
   bool exclusive = false;
   bool write = false;
+  takeover::Flight flight{};
+};
+
+struct Operations::Removal {
+  ino_t ino = 0;
+  FileKind kind = FileKind::plain;
+  bool happened = false;  ///< before this process took over; only the bookkeeping is left
+  takeover::Flight flight{};
+};
+
+struct Operations::Renaming {
+  NodeId parent;
+  std::string name;
+  NodeId new_parent;
+  std::string new_name;
+  unsigned flags = 0;
+  bool directory = false;
+  ino_t ino = 0;
+  std::uint64_t kinds = 0;  ///< for takeover::Flight::before(1)
+  bool happened = false;    ///< see Removal
+  takeover::Flight flight{};
 };
 
 template <class Body>

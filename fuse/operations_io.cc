@@ -20,7 +20,7 @@ ByteSpan read_buffer(std::size_t size) {
 }  // namespace
 
 void Operations::read(Request request, NodeId id, HandleId handle, std::size_t size, std::uint64_t offset) {
-  const auto node = p_.nodes.find(id);
+  const auto node = find_node(id);
   if (!node) {
     request.error(ESTALE);
     return;
@@ -43,7 +43,7 @@ void Operations::read(Request request, NodeId id, HandleId handle, std::size_t s
 }
 
 void Operations::write(Request request, NodeId id, HandleId handle, ByteView data, std::uint64_t offset) {
-  auto node = p_.nodes.find(id);
+  auto node = find_node(id);
   if (!node || !node->file || !node->file->writable) {
     request.error(node ? EBADF : ESTALE);
     return;
@@ -84,9 +84,10 @@ void Operations::write(Request request, NodeId id, HandleId handle, ByteView dat
 }
 
 void Operations::fsync(Request request, NodeId id, HandleId handle, bool data_only) {
-  const auto node = p_.nodes.find(id);
+  const auto node = find_node(id);
   if (!node || !node->file) {
-    request.error(node ? 0 : ESTALE);  // virtual files have nothing to sync
+    // Virtual files have nothing to sync.
+    request.error(!node ? ESTALE : node->kind == FileKind::virtual_file ? 0 : EIO);
     return;
   }
   auto perform = [backing = node->file, data_only] {
@@ -115,7 +116,7 @@ void Operations::open_virtual(Request& request, NodeId id, int flags) {
     return;
   }
   OpenReply reply;
-  const HandleId handle = p_.handles.add(OpenFile{id, false, false, false, nullptr});
+  const HandleId handle = p_.handles.add(OpenFile{id, false, false, false, nullptr}, request.flight().unique());
   reply.handle = handle.value();
   reply.flags = protocol::kOpenDirectIo | protocol::kOpenNoFlush;  // every read comes here
   if (!request.open(reply)) p_.handles.remove(handle);

@@ -9,14 +9,21 @@
 namespace sluice::fuse {
 
 void Operations::lookup(Request request, NodeId parent, const char* name) {
+  if (answer_entry_again(request)) return;
   EntryReply reply;
   const int err = find_entry(parent, name, reply);
   if (err == ENOENT)
     request.no_entry(reply.entry_timeout_s);
   else if (err != 0)
     request.error(err);
-  else if (!request.entry(reply))
-    p_.nodes.forget(reply.node, 1);
+  else
+    answer_entry(request, reply);
+}
+
+/// Counted already: a process that takes over must not count it again.
+void Operations::answer_entry(Request& request, const EntryReply& reply) {
+  request.flight().done(0, reply.node.value());
+  if (!request.entry(reply)) p_.nodes.forget(reply.node, 1);
 }
 
 void Operations::forget(NodeId node, std::uint64_t lookups) { p_.nodes.forget(node, lookups); }
@@ -29,13 +36,18 @@ double Operations::attr_timeout_s(FileKind kind) const {
 }
 
 int Operations::stat_node(NodeId id, struct stat& st, FileKind& kind) {
+  find_node(id);  // reopens it if need be; not under the lock
   const TreeShared tree(tree_mutex_);
   const auto node = p_.nodes.find(id);
   if (!node) return ESTALE;
   kind = node->kind;
   const std::string& path = node->names->path;
   if (kind == FileKind::virtual_file) return virtual_attr(p_.virtual_files, *virtual_kind(path), path, st);
-  if (node->file) return ::fstat(node->file->fd.get(), &st) == 0 ? 0 : errno;
+  if (node->file) {
+    if (::fstat(node->file->fd.get(), &st) != 0) return errno;
+    if (node->hidden && !node->linked) st.st_nlink = 0;  // what it has is no name for others
+    return 0;
+  }
   if (!node->linked) return ESTALE;
   const int err = p_.tree.stat(path, st);
   if (err != 0) return err == ENOENT ? ESTALE : err;
@@ -53,7 +65,7 @@ void Operations::getattr(Request request, NodeId node) {
 }
 
 int Operations::truncate_node(NodeId id, std::uint64_t size) {
-  auto node = p_.nodes.find(id);
+  auto node = find_node(id);
   if (!node) return ESTALE;
   std::shared_ptr<const BackingFile> file = node->file;
   if (!file || !file->writable) {
@@ -169,48 +181,64 @@ void Operations::readlink(Request request, NodeId id) {
 }
 
 void Operations::mkdir(Request request, NodeId parent, const char* name, mode_t mode) {
-  const Creation creation{parent, name, mode, request.uid(), request.gid(), true, false};
+  const Creation creation{parent, name, mode, request.uid(), request.gid(), true, false, request.flight()};
+  make_entry(request, creation, [&](const std::string& path) { return p_.tree.make_directory(path, mode & 07777); });
+}
+
+void Operations::make_entry(Request& request, const Creation& creation, FunctionRef<int(const std::string&)> make) {
+  if (answer_entry_again(request)) return;
+  const takeover::Flight& flight = creation.flight;
   EntryReply reply;
   int err = ESTALE;
   {
     const TreeShared tree(tree_mutex_);
-    if (const auto path = p_.nodes.child_path(parent, name)) {
+    if (const auto path = p_.nodes.child_path(creation.parent, creation.name)) {
       struct stat st {};
-      err = p_.tree.make_directory(*path, mode & 07777);
+      const bool existed = existed_before(flight, *path);
+      flight.begin(existed ? 1 : 0);
+      err = make(*path);
+      const bool made_before = err == EEXIST && flight.begun_before() && !existed;
+      if (made_before) err = 0;
       if (err == 0) err = p_.tree.stat(*path, st);
       if (err == 0) err = take_ownership(creation, *path, st);
-      if (err == 0) err = enter(parent, name, *path, st, true, reply);
+      if (err == 0) err = enter(creation.parent, creation.name, *path, st, !made_before, reply);
     }
   }
   if (err != 0)
     request.error(err);
-  else if (!request.entry(reply))
-    p_.nodes.forget(reply.node, 1);
+  else
+    answer_entry(request, reply);
 }
 
 void Operations::symlink(Request request, const char* target, NodeId parent, const char* name) {
-  const Creation creation{parent, name, 0777, request.uid(), request.gid(), true, false};
-  EntryReply reply;
-  int err = ESTALE;
-  {
-    const TreeShared tree(tree_mutex_);
-    if (const auto path = p_.nodes.child_path(parent, name)) {
-      struct stat st {};
-      err = p_.tree.make_symlink(target, *path);
-      if (err == 0) err = p_.tree.stat(*path, st);
-      if (err == 0) err = take_ownership(creation, *path, st);
-      if (err == 0) err = enter(parent, name, *path, st, true, reply);
-    }
+  const Creation creation{parent, name, 0777, request.uid(), request.gid(), true, false, request.flight()};
+  make_entry(request, creation, [&](const std::string& path) { return p_.tree.make_symlink(target, path); });
+}
+
+/// With takeover a file that is open keeps a hidden name.
+int Operations::unlink_now(NodeId parent, const std::string& name, const Removal& removal) {
+  const TreeShared tree(tree_mutex_);
+  const auto path = p_.nodes.child_path(parent, name);
+  if (!path) return ESTALE;
+  const auto node = p_.nodes.child(parent, name);
+  if (removal.happened) {
+    if (!removal.flight.done_before() && node && node->backing_ino == removal.ino) p_.nodes.removed(parent, name);
+    removal.flight.done(0);
+    return 0;
   }
-  if (err != 0)
-    request.error(err);
-  else if (!request.entry(reply))
-    p_.nodes.forget(reply.node, 1);
+  removal.flight.begin(removal.ino, static_cast<std::uint64_t>(removal.kind));
+  const bool hide = p_.hidden != nullptr && node && node->opens > 0;
+  const int rc = hide ? p_.hidden->put_aside(p_.tree, *path, node->id) : p_.tree.unlink(*path);
+  if (hide && rc == 0) p_.nodes.set_hidden(node->id);
+  if (rc == 0 || rc == ENOENT) p_.nodes.removed(parent, name);
+  removal.flight.done(rc);
+  return rc;
 }
 
 void Operations::unlink(Request request, NodeId parent, const char* name) {
+  Removal removal;
+  removal.flight = request.flight();
   std::string path;
-  FileKind kind = FileKind::plain;
   int err = ESTALE;
   {
     const TreeShared tree(tree_mutex_);
@@ -218,23 +246,29 @@ void Operations::unlink(Request request, NodeId parent, const char* name) {
       path = *found;
       struct stat st {};
       err = p_.tree.stat(path, st);
-      if (err == 0)
-        kind = kind_of_child(parent, name, path, st);
-      else if (err == ENOENT && is_virtual(parent, name, path))
+      removal.happened = removed_before(removal.flight, path);
+      if (removal.happened) {
+        err = removal.flight.result();
+        removal.ino = removal.flight.before(0);
+        removal.kind = static_cast<FileKind>(removal.flight.before(1));
+      } else if (err == 0) {
+        removal.ino = st.st_ino;
+        removal.kind = kind_of_child(parent, name, path, st);
+      } else if (err == ENOENT && is_virtual(parent, name, path)) {
         err = EACCES;
+      }
     }
   }
   if (err != 0) {
     request.error(err);
     return;
   }
-  auto perform = [this, parent, copy = std::string(name)] {
-    const TreeShared tree(tree_mutex_);
-    const auto current = p_.nodes.child_path(parent, copy);
-    if (!current) return ESTALE;
-    const int rc = p_.tree.unlink(*current);
-    if (rc == 0 || rc == ENOENT) p_.nodes.removed(parent, copy);
-    return rc;
+  const FileKind kind = removal.kind;
+  auto perform = [this, parent, copy = std::string(name), removal] {
+    const auto node = p_.hidden != nullptr ? p_.nodes.child(parent, copy) : std::nullopt;
+    if (!node) return unlink_now(parent, copy, removal);
+    MutexLock lock(p_.nodes.open_mutex(node->id));  // nobody opens it between the look and the removal
+    return unlink_now(parent, copy, removal);
   };
   if (!is_observed(kind)) {
     request.error(perform());
@@ -258,36 +292,96 @@ void Operations::rmdir(Request request, NodeId parent, const char* name) {
   {
     const TreeShared tree(tree_mutex_);
     if (const auto path = p_.nodes.child_path(parent, name)) {
-      err = p_.tree.remove_directory(*path);
-      if (err == 0) p_.nodes.removed(parent, name);
+      const takeover::Flight& flight = request.flight();
+      struct stat st {};
+      if (removed_before(flight, *path)) {
+        err = flight.result();
+      } else if (err = p_.tree.stat(*path, st); err == 0) {
+        flight.begin(st.st_ino);
+        err = p_.tree.remove_directory(*path);
+      }
+      if (err == 0 && !flight.done_before()) p_.nodes.removed(parent, name);
+      flight.done(err);
     }
   }
   request.error(err);
 }
 
-int Operations::rename_now(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name,
-                           unsigned flags, bool directory) {
+// A side file is one by its name; a database keeps being one.
+void Operations::renamed(const Renaming& r, const std::string& to) {
+  const auto node = p_.nodes.child(r.new_parent, r.new_name);
+  struct stat st {};
+  if (!node || node->kind == FileKind::directory || p_.tree.stat(to, st) != 0) return;
+  const FileKind kind = classify(to, st);
+  if (kind != node->kind && (kind != FileKind::plain || node->kind != FileKind::database))
+    p_.nodes.set_kind(node->id, kind);
+  promote_base(r.new_parent, r.new_name, to);
+}
+
+int Operations::rename_now(const Renaming& r) {
   std::unique_lock<std::shared_mutex> exclusive(tree_mutex_, std::defer_lock);
   TreeShared shared(tree_mutex_, std::defer_lock);
-  if (directory)
+  if (r.directory)
     exclusive.lock();
   else
     shared.lock();
-  const auto from = p_.nodes.child_path(parent, name);
-  const auto to = p_.nodes.child_path(new_parent, new_name);
+  const auto from = p_.nodes.child_path(r.parent, r.name);
+  const auto to = p_.nodes.child_path(r.new_parent, r.new_name);
   if (!from || !to) return ESTALE;
-  if (const int err = p_.tree.rename(*from, *to, flags); err != 0) return err;
-  p_.nodes.moved(parent, name, new_parent, new_name);
-  if (directory) return 0;
-  // A side file is one by its name; a database keeps being one.
-  const auto node = p_.nodes.child(new_parent, new_name);
-  struct stat st {};
-  if (node && node->kind != FileKind::directory && p_.tree.stat(*to, st) == 0) {
-    const FileKind kind = classify(*to, st);
-    if (kind != node->kind && (kind != FileKind::plain || node->kind != FileKind::database))
-      p_.nodes.set_kind(node->id, kind);
-    promote_base(new_parent, new_name, *to);
+  const auto source = p_.nodes.child(r.parent, r.name);
+  if (r.happened) {
+    if (r.flight.done_before()) return 0;
+    if (source && source->backing_ino == r.ino) p_.nodes.moved(r.parent, r.name, r.new_parent, r.new_name);
+    if (!r.directory) renamed(r, *to);
+    r.flight.done(0);
+    return 0;
   }
+  const auto victim = p_.hidden != nullptr ? p_.nodes.child(r.new_parent, r.new_name) : std::nullopt;
+  const bool hide = victim && victim->opens > 0 && (!source || victim->id != source->id);
+  takeover::RenameRecord* const noted = note_rename(r);
+  r.flight.begin(r.ino, r.kinds);
+  int err = hide ? p_.hidden->link_aside(p_.tree, *to, victim->id) : 0;
+  if (err == 0) {
+    err = p_.tree.rename(*from, *to, r.flags);
+    if (hide && err == 0) p_.nodes.set_hidden(victim->id);
+    if (hide && err != 0) p_.hidden->remove(victim->id);
+  }
+  if (err == 0) p_.nodes.moved(r.parent, r.name, r.new_parent, r.new_name);
+  r.flight.done(err);
+  if (noted != nullptr) noted->node.store(0, std::memory_order_release);
+  if (err == 0 && !r.directory) renamed(r, *to);
+  return err;
+}
+
+/// What the observer is told of it. What cannot be seen any more, because it happened, was noted.
+int Operations::rename_op(Renaming& r, Op& op, std::string& path, std::string& new_path) {
+  const TreeShared tree(tree_mutex_);
+  const auto from = p_.nodes.child_path(r.parent, r.name);
+  const auto to = p_.nodes.child_path(r.new_parent, r.new_name);
+  if (!from || !to) return ESTALE;
+  path = *from;
+  new_path = *to;
+  r.happened = removed_before(r.flight, path);
+  if (r.happened) {
+    r.ino = r.flight.before(0);
+    r.kinds = r.flight.before(1);
+    op.file = static_cast<FileKind>(r.kinds & 0xff);
+    op.replaced_kind = static_cast<FileKind>(r.kinds >> 8 & 0xff);
+    op.replaces = r.kinds >> 16 != 0;
+    return r.flight.result();
+  }
+  struct stat st {};
+  const int err = p_.tree.stat(path, st);
+  if (err != 0) return err == ENOENT && is_virtual(r.parent, r.name, path) ? EACCES : err;
+  r.ino = st.st_ino;
+  op.file = kind_of_child(r.parent, r.name, path, st);
+  op.replaces = p_.tree.stat(new_path, st) == 0;
+  if (op.replaces)
+    op.replaced_kind = kind_of_child(r.new_parent, r.new_name, new_path, st);
+  else if (is_virtual(r.new_parent, r.new_name, new_path))
+    return EACCES;
+  r.kinds = static_cast<std::uint64_t>(op.file) | static_cast<std::uint64_t>(op.replaced_kind) << 8 |
+            (op.replaces ? 1u << 16 : 0u);
   return 0;
 }
 
@@ -297,42 +391,25 @@ void Operations::rename(Request request, NodeId parent, const char* name, NodeId
     request.error(EINVAL);
     return;
   }
+  Renaming renaming{parent, name, new_parent, new_name, flags};
+  renaming.flight = request.flight();
   Op op;
   op.kind = OpKind::rename;
   std::string path;
   std::string new_path;
-  int err = ESTALE;
-  {
-    const TreeShared tree(tree_mutex_);
-    const auto from = p_.nodes.child_path(parent, name);
-    const auto to = p_.nodes.child_path(new_parent, new_name);
-    if (from && to) {
-      path = *from;
-      new_path = *to;
-      struct stat st {};
-      err = p_.tree.stat(path, st);
-      if (err == 0) {
-        op.file = kind_of_child(parent, name, path, st);
-        op.replaces = p_.tree.stat(new_path, st) == 0;
-        if (op.replaces)
-          op.replaced_kind = kind_of_child(new_parent, new_name, new_path, st);
-        else if (is_virtual(new_parent, new_name, new_path))
-          err = EACCES;
-      } else if (err == ENOENT && is_virtual(parent, name, path)) {
-        err = EACCES;
-      }
-    }
-  }
-  if (err != 0) {
+  if (const int err = rename_op(renaming, op, path, new_path); err != 0) {
     request.error(err);
     return;
   }
-  const bool directory = op.file == FileKind::directory;
-  auto perform = [this, parent, from = std::string(name), new_parent, to = std::string(new_name), flags, directory] {
-    return rename_now(parent, from, new_parent, to, flags, directory);
-  };
-  const bool observed = directory || is_observed(op.file) ||
+  renaming.directory = op.file == FileKind::directory;
+  const bool observed = renaming.directory || is_observed(op.file) ||
                         (op.replaces && (is_observed(op.replaced_kind) || op.replaced_kind == FileKind::directory));
+  auto perform = [this, renaming = std::move(renaming)] {
+    const auto victim = p_.hidden != nullptr ? p_.nodes.child(renaming.new_parent, renaming.new_name) : std::nullopt;
+    if (!victim) return rename_now(renaming);
+    MutexLock lock(p_.nodes.open_mutex(victim->id));  // see unlink()
+    return rename_now(renaming);
+  };
   if (!observed) {
     request.error(perform());
     return;

@@ -85,6 +85,16 @@ int Operations::open_node(NodeId id, bool write, OpenState& state) {
   const auto already = p_.nodes.add_open(id);
   if (!already) return open_first(id, write, state);
   state = *already;
+  if (!state.file) {  // open since before a takeover
+    const auto left = p_.nodes.find(id);
+    if (left) state.file = reopen_file(*left);
+    if (state.file) {
+      p_.nodes.replace_file(id, state.file);
+    } else {
+      p_.nodes.drop_open(id);
+      return ESTALE;
+    }
+  }
   if (!write || state.file->writable) return 0;
   std::shared_ptr<const BackingFile> file;
   FileKind kind{};
@@ -110,6 +120,7 @@ void Operations::close_node(NodeId id) {
     last = p_.nodes.drop_open(id);
     if (last.backing_id != 0) close_backing_id(device_fd_, last.backing_id);
   }
+  if (last.hidden && p_.hidden != nullptr) p_.hidden->remove(id);
   // The descriptor closes here, without the mutex: dropping a removed file's last reference can take long.
 }
 
@@ -127,6 +138,7 @@ OpenReply Operations::make_open_reply(const OpenState& state, HandleId handle) c
 }
 
 void Operations::open(Request request, NodeId id, int flags) {
+  if (answer_open_again(request)) return;
   const auto node = p_.nodes.find(id);
   if (!node) {
     request.error(ESTALE);
@@ -149,7 +161,7 @@ void Operations::open(Request request, NodeId id, int flags) {
       r.error(err);
       return;
     }
-    const HandleId handle = p_.handles.add(OpenFile{id, o.write_access, o.write_only, o.own, nullptr});
+    const HandleId handle = p_.handles.add(OpenFile{id, o.write_access, o.write_only, o.own, nullptr}, r.flight().unique());
     p_.observer.opened(o);
     if (r.open(make_open_reply(state, handle))) return;
     p_.handles.remove(handle);
@@ -166,7 +178,12 @@ int Operations::make_node(const Creation& creation, EntryReply& entry, UniqueFd&
   if (!path) return ESTALE;
   if (virtual_kind(*path) && is_virtual(creation.parent, creation.name, *path)) return EACCES;
   struct stat st {};
+  const takeover::Flight& flight = creation.flight;
+  const bool existed = existed_before(flight, *path);
+  flight.begin(existed ? 1 : 0);
   int err = p_.tree.open_file(*path, O_RDWR | O_CREAT | O_EXCL, creation.mode & 07777, file);
+  const bool made_before = err == EEXIST && flight.begun_before() && !existed;
+  if (made_before) err = p_.tree.open_file(*path, O_RDWR, 0, file);
   if (err == EEXIST && !creation.exclusive) {
     if (err = p_.tree.stat(*path, st); err != 0) return err;
     return S_ISREG(st.st_mode) ? enter(creation.parent, creation.name, *path, st, false, entry) : EEXIST;
@@ -175,7 +192,7 @@ int Operations::make_node(const Creation& creation, EntryReply& entry, UniqueFd&
   if (err == 0) err = take_ownership(creation, *path, st);
   if (err != 0) return err;
   promote_base(creation.parent, creation.name, *path);
-  return enter(creation.parent, creation.name, *path, st, true, entry);
+  return enter(creation.parent, creation.name, *path, st, !made_before, entry);
 }
 
 int Operations::create_now(const Creation& creation, EntryReply& entry, OpenState& state) {
@@ -199,7 +216,8 @@ int Operations::create_now(const Creation& creation, EntryReply& entry, OpenStat
 
 void Operations::create(Request request, NodeId parent, const char* name, mode_t mode, int flags) {
   Creation creation{parent, name, mode, request.uid(), request.gid(), (flags & O_EXCL) != 0,
-                    (flags & O_ACCMODE) != O_RDONLY};
+                    (flags & O_ACCMODE) != O_RDONLY, request.flight()};
+  if (answer_create_again(request)) return;
   std::string path;
   Op op = open_op(OpKind::create, request, flags);
   {
@@ -223,7 +241,8 @@ void Operations::create(Request request, NodeId parent, const char* name, mode_t
       r.error(err);
       return;
     }
-    const HandleId handle = p_.handles.add(OpenFile{entry.node, o.write_access, o.write_only, o.own, nullptr});
+    const HandleId handle =
+        p_.handles.add(OpenFile{entry.node, o.write_access, o.write_only, o.own, nullptr}, r.flight().unique());
     p_.observer.opened(o);
     if (r.create(entry, make_open_reply(state, handle))) return;
     p_.handles.remove(handle);
@@ -238,7 +257,8 @@ void Operations::mknod(Request request, NodeId parent, const char* name, mode_t 
     request.error(EPERM);
     return;
   }
-  Creation creation{parent, name, mode, request.uid(), request.gid(), true, false};
+  if (answer_entry_again(request)) return;
+  Creation creation{parent, name, mode, request.uid(), request.gid(), true, false, request.flight()};
   std::string path;
   Op op = open_op(OpKind::create, request, O_RDONLY);
   {
@@ -255,8 +275,8 @@ void Operations::mknod(Request request, NodeId parent, const char* name, mode_t 
     if (err == 0) err = make_node(creation, entry, fd);
     if (err != 0)
       r.error(err);
-    else if (!r.entry(entry))
-      p_.nodes.forget(entry.node, 1);
+    else
+      answer_entry(r, entry);
   });
 }
 
@@ -267,6 +287,7 @@ void Operations::release(Request request, NodeId id, HandleId handle) {
     request.error(0);
     return;
   }
+  if (node->kind == FileKind::plain && file->write_access) node = find_node(id);
   // Written piecemeal, it may have become a database without any write that shows it.
   if (node->kind == FileKind::plain && file->write_access && node->file && file_has_magic(node->file->fd.get())) {
     become_database(*node);

@@ -19,6 +19,7 @@ void InitPatch::on_request(const void* message, std::size_t size) {
   if (size >= sizeof(protocol::InHeader) + sizeof(protocol::InitIn)) {
     const auto* init = reinterpret_cast<const protocol::InitIn*>(static_cast<const char*>(message) + sizeof *header);
     const bool extended = (init->flags & protocol::kInitExt) != 0;
+    can_resend_.store(extended && (init->flags2 & protocol::kInitHasResend2) != 0, std::memory_order_release);
     offered_.store(extended && (init->flags2 & protocol::kInitPassthrough2) != 0, std::memory_order_release);
   }
   init_unique_.store(header->unique, std::memory_order_release);

@@ -26,12 +26,15 @@ class InitPatch {
   bool on_reply(const iovec* parts, int count);
   /// After the INIT request: did the kernel offer passthrough?
   bool offered() const { return offered_.load(std::memory_order_acquire); }
+  /// … and FUSE_NOTIFY_RESEND?
+  bool can_resend() const { return can_resend_.load(std::memory_order_acquire); }
 
  private:
   const unsigned stack_depth_;
   std::atomic<std::uint64_t> init_unique_{0};
   std::atomic<bool> seen_{false};
   std::atomic<bool> offered_{false};
+  std::atomic<bool> can_resend_{false};
 };
 
 /// Registers `backing_fd` with the connection `device_fd`: a positive id for the answer to OPEN.

@@ -11,6 +11,12 @@ namespace sluice::fuse::protocol {
 
 inline constexpr std::uint32_t kOpcodeWrite = 16;
 inline constexpr std::uint32_t kOpcodeInit = 26;
+inline constexpr std::uint32_t kOpcodeForget = 2;
+inline constexpr std::uint32_t kOpcodeInterrupt = 36;
+inline constexpr std::uint32_t kOpcodeBatchForget = 42;
+inline constexpr std::uint64_t kResent = std::uint64_t{1} << 63;  ///< unique: sent again after FUSE_NOTIFY_RESEND
+inline constexpr std::int32_t kNotifyResend = 7;  ///< OutHeader::error of a message with unique 0
+inline constexpr std::uint32_t kInitHasResend2 = 1u << 7;  ///< flags2: FUSE_HAS_RESEND, bit 39 of all flags
 inline constexpr std::uint32_t kInitExt = 1u << 30;        ///< flags: flags2 is valid
 inline constexpr std::uint32_t kInitPassthrough2 = 1u << 5;  ///< flags2: FUSE_PASSTHROUGH, bit 37 of all flags
 

@@ -29,31 +29,31 @@ void split_seconds(double timeout_s, std::uint64_t& seconds, std::uint32_t& nano
 }  // namespace
 
 Request::~Request() {
-  if (req_ != nullptr) fuse_reply_err(req_, EIO);
+  if (req_ != nullptr) answered(fuse_reply_err(req_, EIO));
 }
 
 pid_t Request::thread_id() const { return fuse_req_ctx(req_)->pid; }
 uid_t Request::uid() const { return fuse_req_ctx(req_)->uid; }
 gid_t Request::gid() const { return fuse_req_ctx(req_)->gid; }
 
-bool Request::error(int err) { return fuse_reply_err(take(), err) == 0; }
+bool Request::error(int err) { return answered(fuse_reply_err(take(), err)); }
 
 bool Request::entry(const EntryReply& reply) {
   const fuse_entry_param e = make_entry(reply);
-  return fuse_reply_entry(take(), &e) == 0;
+  return answered(fuse_reply_entry(take(), &e));
 }
 
 bool Request::no_entry(double timeout_s) {
   fuse_entry_param e{};
   e.entry_timeout = timeout_s;
-  return timeout_s > 0 ? fuse_reply_entry(take(), &e) == 0 : error(ENOENT);
+  return timeout_s > 0 ? answered(fuse_reply_entry(take(), &e)) : error(ENOENT);
 }
 
-bool Request::attr(const struct stat& st, double timeout_s) { return fuse_reply_attr(take(), &st, timeout_s) == 0; }
+bool Request::attr(const struct stat& st, double timeout_s) { return answered(fuse_reply_attr(take(), &st, timeout_s)); }
 
 bool Request::open(const OpenReply& reply) {
   const protocol::OpenOut out = make_open(reply);
-  return fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out) == 0;
+  return answered(fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out));
 }
 
 bool Request::create(const EntryReply& entry, const OpenReply& open) {
@@ -63,16 +63,19 @@ bool Request::create(const EntryReply& entry, const OpenReply& open) {
   split_seconds(entry.attr_timeout_s, out.entry.attr_valid, out.entry.attr_valid_nsec);
   out.entry.attr = protocol::make_attr(entry.attr);
   out.open = make_open(open);
-  return fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out) == 0;
+  return answered(fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out));
 }
 
 bool Request::data(ByteView bytes) {
-  return fuse_reply_buf(take(), reinterpret_cast<const char*>(bytes.data()), bytes.size()) == 0;
+  return answered(fuse_reply_buf(take(), reinterpret_cast<const char*>(bytes.data()), bytes.size()));
 }
 
-bool Request::written(std::size_t bytes) { return fuse_reply_write(take(), bytes) == 0; }
-bool Request::link(const std::string& target) { return fuse_reply_readlink(take(), target.c_str()) == 0; }
-bool Request::statfs(const struct statvfs& st) { return fuse_reply_statfs(take(), &st) == 0; }
-void Request::none() { fuse_reply_none(take()); }
+bool Request::written(std::size_t bytes) { return answered(fuse_reply_write(take(), bytes)); }
+bool Request::link(const std::string& target) { return answered(fuse_reply_readlink(take(), target.c_str())); }
+bool Request::statfs(const struct statvfs& st) { return answered(fuse_reply_statfs(take(), &st)); }
+void Request::none() {
+  fuse_reply_none(take());
+  flight_.finish();
+}
 
 }  // namespace sluice::fuse

@@ -10,6 +10,7 @@
 
 #include "base/bytes.h"
 #include "fuse/inode_table.h"
+#include "fuse/takeover/in_flight.h"
 
 struct fuse_req;
 
@@ -29,19 +30,23 @@ struct OpenReply {
   int backing_id = 0;
 };
 
-/// Movable. A request that is dropped unanswered is answered with EIO. The answering calls return false when the kernel
+/// Made on the thread that read the request. Movable. A request that is dropped unanswered is answered with EIO. The answering calls return false when the kernel
 /// no longer wants the answer (the connection was aborted): what the answer handed out must then be taken back.
 class Request {
  public:
-  explicit Request(fuse_req* req) : req_(req) {}
+  explicit Request(fuse_req* req) : req_(req), flight_(std::exchange(takeover::current_flight(), {})) {}
   ~Request();
-  Request(Request&& other) noexcept : req_(std::exchange(other.req_, nullptr)) {}
+  Request(Request&& other) noexcept
+      : req_(std::exchange(other.req_, nullptr)), flight_(std::exchange(other.flight_, {})) {}
   Request& operator=(Request&&) = delete;
 
   /// The caller's thread id, as the mount's pid namespace has it, and its credentials.
   pid_t thread_id() const;
   uid_t uid() const;
   gid_t gid() const;
+
+  /// What is remembered of it should this process die.
+  const takeover::Flight& flight() const { return flight_; }
 
   /// errno; 0 for a success without a body.
   bool error(int err);
@@ -60,7 +65,12 @@ class Request {
 
  private:
   fuse_req* take() { return std::exchange(req_, nullptr); }
+  bool answered(int rc) {
+    flight_.finish();
+    return rc == 0;
+  }
   fuse_req* req_;
+  takeover::Flight flight_;
 };
 
 }  // namespace sluice::fuse

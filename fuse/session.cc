@@ -1,12 +1,14 @@
 #include "fuse/session.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 #include "base/check.h"
@@ -33,11 +35,33 @@ const std::map<std::uint32_t, const char*>& opcode_names() {
   return names;
 }
 
+/// Of the INIT that is repeated; the kernel never gives it out.
+constexpr std::uint64_t kRepeatedInit = 0x7fff'ffff'ffff'fff0;
+
+/// A process that is killed while read(2) waits for one of the buffer's pages fails the request it was about to receive (EIO):
+/// the pages are there before.
+void keep_resident(void* buffer, std::size_t size) {
+  thread_local const void* known = nullptr;
+  if (known == buffer) return;
+  known = buffer;
+  if (::mlock(buffer, size) != 0) std::memset(buffer, 0, size);
+}
+
+void answer_error(int fd, std::uint64_t unique, int err) {
+  const protocol::OutHeader out{sizeof out, -err, unique};
+  if (::write(fd, &out, sizeof out) < 0 && errno != ENOENT) LOG_WARN("a request could not be answered (errno {})", errno);
+}
+
 }  // namespace
 
+Session::Session(Operations& operations, unsigned max_threads, unsigned stack_depth, takeover::State* state)
+    : operations_(operations), max_threads_(max_threads), init_(stack_depth), state_(state) {
+  if (state_ != nullptr) in_flight_.emplace(*state_);
+}
+
 Result<std::unique_ptr<Session>> Session::create(UniqueFd device, Operations& operations, unsigned max_threads,
-                                                 unsigned stack_depth) {
-  std::unique_ptr<Session> session(new Session(operations, max_threads, stack_depth));
+                                                 unsigned stack_depth, takeover::State* state) {
+  std::unique_ptr<Session> session(new Session(operations, max_threads, stack_depth, state));
   char name[] = "sluice";
   char* arguments[] = {name, nullptr};
   fuse_args args = FUSE_ARGS_INIT(1, arguments);
@@ -65,6 +89,7 @@ Session::~Session() {
 }
 
 Result<void> Session::start(int deadline_ms) {
+  if (state_ != nullptr && state_->taken_over()) TRY(take_over());
   add_worker();
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(deadline_ms);
   MutexLock lock(mutex_);
@@ -75,21 +100,103 @@ Result<void> Session::start(int deadline_ms) {
   return boost::system::in_place_value;
 }
 
-ssize_t Session::read_hook(int fd, void* buffer, std::size_t size, void* user) {
-  const ssize_t n = ::read(fd, buffer, size);
-  if (n >= static_cast<ssize_t>(sizeof(protocol::InHeader))) {
-    auto* session = static_cast<Session*>(user);
-    const std::uint32_t opcode = static_cast<const protocol::InHeader*>(buffer)->opcode;
-    if (opcode < session->counts_.size()) session->counts_[opcode].fetch_add(1, std::memory_order_relaxed);
-    if (opcode == protocol::kOpcodeInit) session->init_.on_request(buffer, static_cast<std::size_t>(n));
+// One thread only so far: nobody must read a real request before libfuse has seen an INIT.
+Result<void> Session::take_over() {
+  repeating_init_ = true;
+  fuse_buf buffer{};
+  const int n = fuse_session_receive_buf(session_, &buffer);
+  if (n > 0) fuse_session_process_buf(session_, &buffer);
+  std::free(buffer.mem);
+  repeating_init_ = false;
+  {
+    MutexLock lock(mutex_);
+    if (!initialised_ || init_differs_)
+      return make_error(Errc::unsupported,
+                        "this program would use the FUSE connection in another way than the one that began it; stop the node "
+                        "and start it again");
   }
-  return n;
+  // Whoever served before has ended: nobody executes these requests any more.
+  const protocol::OutHeader resend{sizeof resend, protocol::kNotifyResend, 0};
+  if (::write(fuse_session_fd(session_), &resend, sizeof resend) != static_cast<ssize_t>(sizeof resend))
+    return errno_error("ask the kernel for the unanswered requests", errno);
+  return boost::system::in_place_value;
+}
+
+ssize_t Session::give_saved_init(void* buffer, std::size_t size) {
+  const takeover::StateHeader& saved = state_->header();
+  if (saved.init_request_size > size || saved.init_request_size > saved.init_request.size()) return -1;
+  std::memcpy(buffer, saved.init_request.data(), saved.init_request_size);
+  static_cast<protocol::InHeader*>(buffer)->unique = kRepeatedInit;
+  init_.on_request(buffer, saved.init_request_size);
+  return saved.init_request_size;
+}
+
+ssize_t Session::read_hook(int fd, void* buffer, std::size_t size, void* user) {
+  auto* session = static_cast<Session*>(user);
+  if (session->repeating_init_) return session->give_saved_init(buffer, size);
+  if (session->state_ != nullptr) keep_resident(buffer, size);
+  for (;;) {
+    const ssize_t n = ::read(fd, buffer, size);
+    if (n < static_cast<ssize_t>(sizeof(protocol::InHeader))) return n;
+    const auto& header = *static_cast<const protocol::InHeader*>(buffer);
+    if (header.opcode < session->counts_.size()) session->counts_[header.opcode].fetch_add(1, std::memory_order_relaxed);
+    if (header.opcode == protocol::kOpcodeInit) {
+      session->init_.on_request(buffer, static_cast<std::size_t>(n));
+      if (session->state_ != nullptr && static_cast<std::size_t>(n) <= session->state_->header().init_request.size()) {
+        std::memcpy(session->state_->header().init_request.data(), buffer, static_cast<std::size_t>(n));
+        session->state_->header().init_request_size = static_cast<std::uint32_t>(n);
+      }
+    } else if (session->state_ != nullptr && !session->admit(fd, header)) {
+      continue;
+    }
+    return n;
+  }
+}
+
+/// Notes the request. False: it was answered here.
+bool Session::admit(int fd, const protocol::InHeader& header) {
+  switch (header.opcode) {
+    case protocol::kOpcodeForget:
+    case protocol::kOpcodeBatchForget: return true;  // no answer, and never sent again
+    case protocol::kOpcodeInterrupt:
+      answer_error(fd, header.unique, ENOSYS);  // nothing is interruptible; the kernel sends no more of them
+      return false;
+    default: break;
+  }
+  const auto flight = in_flight_->take(header.unique, header.opcode);
+  if (!flight) {
+    answer_error(fd, header.unique, EIO);
+    return false;
+  }
+  takeover::current_flight() = *flight;
+  return true;
+}
+
+ssize_t Session::save_init_reply(int fd, const iovec* parts, int count) {
+  takeover::StateHeader& saved = state_->header();
+  ssize_t total = 0;
+  for (int i = 0; i < count; ++i) total += static_cast<ssize_t>(parts[i].iov_len);
+  const bool has_body = count >= 2 && parts[1].iov_len >= sizeof(protocol::InitOut);
+  protocol::InitOut reply{};
+  if (has_body) std::memcpy(&reply, parts[1].iov_base, sizeof reply);
+  if (!repeating_init_) {
+    std::memcpy(saved.init_reply.data(), &reply, sizeof reply);
+    const ssize_t n = ::writev(fd, parts, count);
+    if (n >= 0 && has_body) saved.init_reply_size = sizeof reply;
+    return n;
+  }
+  protocol::InitOut before{};
+  std::memcpy(&before, saved.init_reply.data(), sizeof before);
+  reply.minor = before.minor;  // libfuse's own version
+  init_differs_ = !has_body || saved.init_reply_size != sizeof reply || std::memcmp(&before, &reply, sizeof reply) != 0;
+  return total;  // the kernel has its answer
 }
 
 ssize_t Session::write_hook(int fd, iovec* parts, int count, void* user) {
   auto* session = static_cast<Session*>(user);
   const bool init = session->init_.on_reply(parts, count);
-  const ssize_t n = ::writev(fd, parts, count);
+  const ssize_t n =
+      init && session->state_ != nullptr ? session->save_init_reply(fd, parts, count) : ::writev(fd, parts, count);
   if (init && n >= 0) session->init_answered();
   return n;
 }
@@ -129,6 +236,7 @@ void Session::work() {
       add_worker();
     }
     fuse_session_process_buf(session_, &buffer);
+    std::exchange(takeover::current_flight(), {}).finish();  // of what libfuse answered itself
     run_.processed();
     idle_.fetch_add(1, std::memory_order_relaxed);
   }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,7 +18,9 @@
 #include "base/mutex.h"
 #include "fuse/operations.h"
 #include "fuse/passthrough.h"
+#include "fuse/protocol.h"
 #include "fuse/request_run.h"
+#include "fuse/takeover/in_flight.h"
 
 struct fuse_session;
 
@@ -26,17 +29,21 @@ namespace sluice::fuse {
 /// Thread-safe after create().
 class Session {
  public:
-  /// `device`: /dev/fuse, already mounted. Takes it over.
+  /// `device`: /dev/fuse, already mounted. Takes it over. `state`: what outlives this process; nullptr: nothing.
   static Result<std::unique_ptr<Session>> create(UniqueFd device, Operations& operations, unsigned max_threads,
-                                                 unsigned stack_depth);
+                                                 unsigned stack_depth, takeover::State* state = nullptr);
   /// The workers must have ended (wait_ended).
   ~Session();
 
-  /// Starts the workers and waits for the kernel's INIT. Errc::deadline if it does not come.
+  /// Starts the workers and waits for the kernel's INIT. Errc::deadline if it does not come. On a connection taken over: repeats
+  /// the INIT exchange of the process that began it (Errc::unsupported: this program would have answered otherwise), and asks the
+  /// kernel for what was not answered.
   Result<void> start(int deadline_ms);
   /// After start(): did the kernel offer passthrough?
   bool passthrough_offered() const { return init_.offered(); }
   fuse_session* handle() { return session_; }
+  /// After start(): can the kernel send unanswered requests again (Linux 6.9)?
+  bool can_resend() const { return init_.can_resend(); }
 
   /// True once every worker has ended: the file system was unmounted or the connection aborted.
   bool wait_ended(int timeout_ms) EXCLUDES(mutex_);
@@ -46,11 +53,14 @@ class Session {
   std::map<std::string, std::uint64_t> request_counts() const;
 
  private:
-  Session(Operations& operations, unsigned max_threads, unsigned stack_depth)
-      : operations_(operations), max_threads_(max_threads), init_(stack_depth) {}
+  Session(Operations& operations, unsigned max_threads, unsigned stack_depth, takeover::State* state);
 
   static ssize_t read_hook(int fd, void* buffer, std::size_t size, void* user);
   static ssize_t write_hook(int fd, iovec* parts, int count, void* user);
+  Result<void> take_over();
+  ssize_t give_saved_init(void* buffer, std::size_t size);
+  ssize_t save_init_reply(int fd, const iovec* parts, int count);
+  bool admit(int fd, const protocol::InHeader& header);
   void work();
   void add_worker() EXCLUDES(mutex_);
   void worker_ended() EXCLUDES(mutex_);
@@ -61,6 +71,10 @@ class Session {
   Operations& operations_;
   const unsigned max_threads_;
   InitPatch init_;
+  takeover::State* const state_;
+  std::optional<takeover::InFlight> in_flight_;
+  bool repeating_init_ = false;  // before there are workers
+  bool init_differs_ = false;
   fuse_session* session_ = nullptr;
   std::array<std::atomic<std::uint64_t>, 64> counts_{};
   std::atomic<int> idle_{0};  // workers waiting for a request

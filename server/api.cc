@@ -1,5 +1,7 @@
 #include "server/api.h"
 
+#include <unistd.h>
+
 #include <boost/json.hpp>
 
 #include "server/database_files.h"
@@ -103,6 +105,7 @@ Route Api::route(const HttpRequest& request) {
   if (path.size() >= 2 && path[0] == "v1") {
     if (path[1] == "databases") return database_route(request);
     if (path.size() == 2 && (probe || path[1] == "status")) return require(request, "GET", RouteKind::quick);
+    if (path.size() == 2 && path[1] == "upgrade") return require(request, "POST", RouteKind::quick);
     if (path.size() == 2 && path[1] == "stream") {
       if (!context_.accept_stream) return {RouteKind::reply, not_primary()};
       return require(request, "GET", RouteKind::upgrade);
@@ -129,6 +132,17 @@ Route Api::database_route(const HttpRequest& request) const {
   return reply(404, "not found", "there is nothing at this address");
 }
 
+HttpResponse Api::upgrade() const {
+  if (!context_.upgrade)
+    return error_response(409, "unsupported", "this node runs without a guardian (sluice mount --guardian): stop it and start the "
+                                              "new program");
+  const Result<void> asked = context_.upgrade();
+  if (asked.has_error()) return error_response(asked.error());
+  HttpResponse response;
+  response.body = json::serialize(json::object{{"process", ::getpid()}}) + "\n";
+  return response;
+}
+
 HttpResponse Api::handle(const HttpRequest& request) {
   HttpResponse response;
   if (request.path[0] == "metrics") {
@@ -136,6 +150,8 @@ HttpResponse Api::handle(const HttpRequest& request) {
     response.body = metrics_text(context_.status());
   } else if (request.path[1] == "health") {
     response.body = "{\"status\":\"ok\"}\n";
+  } else if (request.path[1] == "upgrade") {
+    response = upgrade();
   } else if (request.path[1] == "ready") {
     return ready();
   } else if (request.path[1] == "status") {

@@ -28,6 +28,8 @@ struct ApiContext {
   std::function<Result<void>(const std::string&, const std::vector<Pgno>&, const std::function<bool()>&)> repair;
   /// Takes a replica's connection.
   std::function<void(UniqueFd, Bytes, std::string)> accept_stream;
+  /// Has the node replaced by the program that has its path now; empty: nobody would start it.
+  std::function<Result<void>()> upgrade;
 };
 
 /// Thread-safe.
@@ -45,6 +47,7 @@ class Api final : public HttpHandler {
   HttpResponse not_primary() const;
 
   HttpResponse ready() const;
+  HttpResponse upgrade() const;
   HttpResponse database_request(const HttpRequest& request);
   Result<HttpResponse> export_copy(const HttpRequest& request, storage::Database& database) const;
   Result<HttpResponse> import_upload(const HttpRequest& request, const std::string& name);

@@ -312,6 +312,8 @@ const std::vector<ConfigKey>& config_keys() {
        }},
       {"replica.writes", "--replica-writes", "reject|wait",
        "what writers meet on a replica: an error at once (default), or BUSY", set_replica_writes},
+      {"guardian", "--guardian", "", "keep the mount, with what applications have open, over crashes and upgrades of the node",
+       [](Config& c, const std::string& v) { return set_bool(c.guardian, v); }},
       {"skip-sync", "--no-wait-sync", "", "start APP before the replica has caught up",
        [](Config& c, const std::string& v) { return set_bool(c.skip_sync, v); }},
       {"unmount-wait", "--unmount-wait", "DURATION", "at the end wait so long for open files (default 5s)",

@@ -45,6 +45,7 @@ struct Config {
   std::uint64_t scrub_rate = std::uint64_t{16} << 20;                  ///< bytes a second; 0: as fast as it goes
   std::int64_t unmount_wait_ms = 5000;
   bool skip_sync = false;  ///< start the application before a replica has caught up
+  bool guardian = false;   ///< a guardian process keeps the mount while the node is started again
   bool log_json = false;
   bool debug = false;
   std::vector<ExecCommand> exec;

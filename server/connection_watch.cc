@@ -35,7 +35,7 @@ bool is_dead(int process) {
 
 }  // namespace
 
-Result<void> start_connection_watch(UniqueFd abort_file) {
+Result<void> start_connection_watch(UniqueFd abort_file, int guardian) {
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, abort_file.get(), kWatchedConnection);
@@ -48,7 +48,8 @@ Result<void> start_connection_watch(UniqueFd abort_file) {
   std::string name = "sluice";
   std::string command = "internal-watch";
   std::string parent = std::to_string(::getpid());
-  const std::array<char*, 4> argv = {name.data(), command.data(), parent.data(), nullptr};
+  std::string protector = std::to_string(guardian);
+  const std::array<char*, 5> argv = {name.data(), command.data(), parent.data(), protector.data(), nullptr};
   pid_t pid = 0;
   const int rc = ::posix_spawn(&pid, "/proc/self/exe", &actions, &attributes, argv.data(), environ);
   posix_spawnattr_destroy(&attributes);
@@ -57,7 +58,7 @@ Result<void> start_connection_watch(UniqueFd abort_file) {
   return {};
 }
 
-Result<void> watch_connection(int parent) {
+Result<void> watch_connection(int parent, int guardian) {
   const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, parent, 0)));
   if (!process) return errno == ESRCH ? Result<void>() : errno_error("pidfd_open", errno);
   sigset_t told;
@@ -71,6 +72,10 @@ Result<void> watch_connection(int parent) {
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     pollfd ended{process.get(), POLLIN, 0};
     if (::poll(&ended, 1, kGrace_ms) > 0) return {};
+    if (guardian > 0 && !is_dead(guardian)) {
+      attempt = 0;
+      continue;
+    }
     LOG_WARN("sluice (process {}) was killed and cannot end while it waits for its own mount: aborting the connection", parent);
     if (::write(kWatchedConnection, "1", 1) < 0 && errno != ENOENT) return errno_error("abort the connection", errno);
   }

@@ -13,10 +13,11 @@ namespace sluice::server {
 
 /// Starts `sluice internal-watch` for this process. `abort_file`: see fuse::Mount::open_abort_file. It ends by itself, soon
 /// after this process has. Call it on the main thread: its end is what the watch is told of.
-Result<void> start_connection_watch(UniqueFd abort_file);
+/// `guardian`: process that takes the connection over should this one die; as long as it lives nothing is aborted. 0: none.
+Result<void> start_connection_watch(UniqueFd abort_file, int guardian = 0);
 
 /// What `sluice internal-watch` does. `parent`: process id of the daemon; the abort file is descriptor kWatchedConnection.
 inline constexpr int kWatchedConnection = 3;
-Result<void> watch_connection(int parent);
+Result<void> watch_connection(int parent, int guardian = 0);
 
 }  // namespace sluice::server

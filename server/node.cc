@@ -1,10 +1,12 @@
 #include "server/node.h"
 
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <limits>
 #include <thread>
 
@@ -18,6 +20,7 @@
 #include "server/api.h"
 #include "server/connection_watch.h"
 #include "server/database_files.h"
+#include "server/guardian_child.h"
 #include "server/index_process.h"
 #include "server/role_change.h"
 #include "server/scrub.h"
@@ -132,7 +135,11 @@ class Maintenance {
 
 class NodeImpl final : public Node {
  public:
-  NodeImpl(Config config, std::string token) : config_(std::move(config)), token_(std::move(token)) {}
+  NodeImpl(Config config, std::string token, DescriptorStore* descriptors)
+      : config_(std::move(config)),
+        token_(std::move(token)),
+        descriptors_(descriptors),
+        takes_over_(fuse::Mount::takes_over(descriptors)) {}
   ~NodeImpl() override {
     const auto stopped = stop();
     if (stopped.has_error()) LOG_ERROR("stopping the node: {}", stopped.error().to_string());
@@ -144,6 +151,8 @@ class NodeImpl final : public Node {
   NodeStatus summary() const;
   std::uint16_t http_port() const override { return http_->port(); }
   int ended_fd() const override { return ended_.get(); }
+  void beat() override { mount_->beat(); }
+  void watch_connection(int guardian) override;
   Result<void> stop() override;
 
  private:
@@ -151,7 +160,7 @@ class NodeImpl final : public Node {
   Result<void> take_role();
   Result<void> start_primary();
   Result<void> start_replica();
-  Result<void> mount(fuse::Observer& observer);
+  Result<void> mount(fuse::Observer& observer, std::function<Result<void>(storage::MountAccess&)> before_serving);
   void serve_http();
   std::string primary_host() const;
   std::optional<Pos> position(const std::string& name) const;
@@ -161,6 +170,8 @@ class NodeImpl final : public Node {
 
   const Config config_;
   const std::string token_;
+  DescriptorStore* const descriptors_;
+  const bool takes_over_;
   const MonotonicTime started_ = system_clock().now();
   std::string hostname_;
   Role role_ = Role::primary;
@@ -237,8 +248,9 @@ Result<void> NodeImpl::start() {
 // I9. Before anything looks at a database file, and only when a fresh mount is made: a mount that is taken over has clients, not
 // orphans. The dead mount goes first, it keeps files open by itself.
 Result<void> NodeImpl::fence_orphans() {
-  TRY(fuse::Mount::clear_mount_point(config_.mountpoint));
   fence_ = std::make_unique<fuse::OrphanFence>(*store_);
+  if (takes_over_) return {};
+  TRY(fuse::Mount::clear_mount_point(config_.mountpoint));
   return fence_->run();
 }
 
@@ -266,26 +278,41 @@ Result<void> NodeImpl::take_role() {
   } else {
     return with_context("taking the lease", lease.error());
   }
-  return prepare_role(*store_, role_);
+  if (!takes_over_) return prepare_role(*store_, role_);
+  // What is on disk is in use: it is taken up as it is, not put right.
+  if (store_->last_role() == role_) return {};
+  return make_error(Errc::invalid_argument, "the node cannot change its role while its mount is taken over; stop it first");
 }
 
-Result<void> NodeImpl::mount(fuse::Observer& observer) {
+Result<void> NodeImpl::mount(fuse::Observer& observer,
+                             std::function<Result<void>(storage::MountAccess&)> before_serving) {
   fuse::MountOptions options;
   options.mountpoint = config_.mountpoint;
   options.backing_dir = store_->fs_dir();
   options.allow_other = config_.allow_other;
   options.io = io_path(config_.io);
+  options.descriptors = descriptors_;
+  options.hidden_dir = store_->data_dir() + "/unlinked";
+  options.before_serving = std::move(before_serving);
   TRY_ASSIGN(mount_, fuse::Mount::start(options, observer, *files_, pool_));
-  auto abort_file = mount_->open_abort_file();
-  const Result<void> watched =
-      abort_file.has_error() ? Result<void>(abort_file.error()) : start_connection_watch(std::move(*abort_file));
-  if (watched.has_error()) LOG_WARN("nothing watches the connection should this node be killed: {}", watched.error().to_string());
+  if (descriptors_ == nullptr) watch_connection(0);
   mount_->on_session_end([fd = ended_.get()] {
     const std::uint64_t one = 1;
     if (::write(fd, &one, sizeof one) != static_cast<ssize_t>(sizeof one))
       LOG_ERROR("cannot tell that the mount ended");
   });
   return {};
+}
+
+void NodeImpl::watch_connection(int guardian) {
+  auto abort_file = mount_->open_abort_file();
+  if (!abort_file.has_error() && descriptors_ != nullptr && guardian > 0) {
+    const auto kept = descriptors_->keep(kAbortName, abort_file->get());
+    if (kept.has_error()) LOG_WARN("{}", kept.error().message);
+  }
+  const Result<void> watched =
+      abort_file.has_error() ? Result<void>(abort_file.error()) : start_connection_watch(std::move(*abort_file), guardian);
+  if (watched.has_error()) LOG_WARN("nothing watches the connection should this node be killed: {}", watched.error().to_string());
 }
 
 // The order matters: what was committed while no daemon ran is captured before anybody can commit more, and
@@ -302,10 +329,12 @@ Result<void> NodeImpl::start_primary() {
     return open_in_child(config_.mountpoint + "/" + database, [this] { return stopping_.load(); });
   };
   capture_options.refused = fence_->refused();
+  capture_options.clients_connected = takes_over_;
   capture_ = fuse::Capture::create(*store_, pool_, capture_options);
   TRY(capture_->recover());
-  TRY(mount(*capture_));
-  return capture_->start(mount_->access());
+  // Clients that are connected already may commit, and checkpoint, from the first moment.
+  TRY(mount(*capture_, [this](storage::MountAccess& access) { return capture_->start(access); }));
+  return takes_over_ ? Result<void>() : capture_->start(mount_->access());
 }
 
 Result<void> NodeImpl::start_replica() {
@@ -322,8 +351,10 @@ Result<void> NodeImpl::start_replica() {
     return false;
   };
   guard_ = std::make_unique<fuse::WriteGuard>(std::move(guard_options));
-  TRY(mount(*guard_));
+  if (takes_over_) guard_->start_serving();  // who waits for an open must not be told EAGAIN
+  TRY(mount(*guard_, nullptr));
   storage::ReplicaOptions replica_options;
+  replica_options.resume = takes_over_;
   replica_options.hold_write_locks = config_.replica_writes == ReplicaWrites::wait;
   replica_options.start_index_helper = start_index_process;
   replica_options.start_asleep = true;
@@ -358,6 +389,11 @@ void NodeImpl::serve_http() {
   context.mountpoint = config_.mountpoint;
   context.status = [this] { return status(); };
   context.summary = [this] { return summary(); };
+  // The main thread passes it on.
+  if (descriptors_ != nullptr)
+    context.upgrade = []() -> Result<void> {
+      return ::kill(::getpid(), SIGUSR2) == 0 ? Result<void>() : errno_error("kill", errno);
+    };
   if (role_ == Role::primary) {
     context.capture_now = [this](const std::string& name) { return capture_->capture_now(name); };
   }
@@ -437,6 +473,7 @@ NodeStatus NodeImpl::summary() const {
   s.advertise_url = config_.advertise_url;
   s.primary_url = config_.primary_url;
   s.epoch = epoch_;
+  s.process = ::getpid();
   s.uptime_ms =
       std::chrono::duration_cast<std::chrono::milliseconds>(system_clock().now() - started_).count();
   s.mountpoint = config_.mountpoint;
@@ -504,8 +541,8 @@ Result<void> NodeImpl::stop() {
 
 }  // namespace
 
-Result<std::unique_ptr<Node>> Node::start(const Config& config, std::string token) {
-  auto node = std::make_unique<NodeImpl>(config, std::move(token));
+Result<std::unique_ptr<Node>> Node::start(const Config& config, std::string token, DescriptorStore* descriptors) {
+  auto node = std::make_unique<NodeImpl>(config, std::move(token), descriptors);
   TRY(node->start());
   return std::unique_ptr<Node>(std::move(node));
 }

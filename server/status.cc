@@ -142,6 +142,7 @@ std::string status_json(const NodeStatus& s) {
                    {"hostname", clean_utf8(s.hostname)},
                    {"version", SLUICE_VERSION},
                    {"epoch", s.epoch.value()},
+                   {"process", s.process},
                    {"uptime_ms", s.uptime_ms},
                    {"mount", clean_utf8(s.mountpoint)},
                    {"data_dir", clean_utf8(s.data_dir)},

@@ -44,6 +44,7 @@ struct NodeStatus {
   std::string primary_url;       ///< replica
   std::string advertise_url;
   Epoch epoch;
+  std::int64_t process = 0;  ///< process id
   std::int64_t uptime_ms = 0;
   std::string mountpoint;
   std::string data_dir;

@@ -28,6 +28,8 @@ class Signals {
   /// Waits at most `timeout_ms` (-1: for ever) for a signal or until `also_fd` (if >= 0) becomes readable.
   /// Nothing: timeout or also_fd.
   Result<std::optional<Received>> wait(int timeout_ms, int also_fd = -1);
+  /// Readable when there is one.
+  int fd() const { return fd_.get(); }
 
  private:
   explicit Signals(UniqueFd fd) : fd_(std::move(fd)) {}

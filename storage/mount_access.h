@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "base/descriptor_store.h"
 #include "base/errors.h"
 #include "base/fd.h"
 
@@ -27,6 +28,8 @@ class MountAccess {
   virtual void invalidate(const std::string& path, std::uint64_t offset, std::uint64_t length) = 0;
   /// Forgets the cached directory entry (also a negative one), after the backing tree was changed beside the mount.
   virtual void invalidate_entry(const std::string& path) = 0;
+  /// Where descriptors from open() can outlive this process, with the locks on them; nullptr: they cannot.
+  virtual DescriptorStore* descriptors() { return nullptr; }
   /// Absolute path of `path` in the backing tree.
   virtual std::string backing_path(const std::string& path) const = 0;
   /// -wal and -shm are passthrough: what clients have mapped is the page cache of the backing files. False: it is the page

@@ -28,6 +28,8 @@ struct ReplicaOptions {
   std::uint32_t max_wal_frames = 100'000;    ///< over this, warn with the pid of the reader that pins the WAL
   int idle_checkpoint_ms = 1000;             ///< backfill this long after the last change
   int exclusive_wait_ms = 5000;              ///< replace (page size change, snapshot with other page size): wait for readers
+  /// Hot takeover: the mount's clients were connected to the process before this one, and read on.
+  bool resume = false;
   bool hold_write_locks = false;             ///< replica-writes: wait — clients may open read-write and get BUSY
   /// Starts a process that runs serve_index_helper() and has no /dev/fuse open. Needed where -shm is not passthrough.
   std::function<Result<HelperProcess>()> start_index_helper;

@@ -138,7 +138,7 @@ Result<void> CaptureImpl::recover() {
                                                                      : database->recover(clean.doubt(context_.store, name));
     if (recovered.has_error()) database->refuse(recovered.error());  // the others can be served
   }
-  make_recovered_durable();
+  if (!options_.clients_connected) make_recovered_durable();  // else the tail does it: clients wait
   return context_.store.note_recovered();
 }
 
@@ -158,6 +158,13 @@ Result<void> CaptureImpl::start(storage::MountAccess& access) {
   context_.access.store(&access);
   TRY(tailer_.start());
   for (const DatabasePtr& database : list()) {
+    if (options_.clients_connected) {
+      wake(database);
+      // Whose process lives is going on with it.
+      if (database->has_hot_journal()) tailer_.schedule(database, Timer::abandoned_journal, kAbandonedDelay);
+      if (database->unjournaled_pending()) tailer_.schedule(database, Timer::unjournaled, kUnjournaledDelay);
+      continue;
+    }
     if (!database->has_hot_journal()) {
       if (database->has_wal()) wake(database);
       continue;

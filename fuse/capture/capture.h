@@ -20,6 +20,9 @@ struct CaptureOptions {
   std::uint64_t stream_bytes = 8u << 20;   ///< transactions over this are read twice from the WAL instead of kept in memory
   std::uint64_t ahead_bytes = 8u << 20;    ///< most that is kept, for all databases, of transactions that are not committed yet
   std::uint64_t base_bytes = 256u << 20;   ///< a new database over this gets a base record instead of a full change set
+  /// Hot takeover: the clients of the process before are still connected to the mount; opened() tells of their files before
+  /// anything is served.
+  bool clients_connected = false;
   /// Opens the database at this path below the mount as an ordinary SQLite client in another process, which rolls a hot
   /// journal back. Empty: that waits for the first application that opens the database.
   std::function<Result<void>(const std::string& database)> recover_client;

@@ -110,6 +110,7 @@ class CapturedDatabase : public storage::PageSource, public std::enable_shared_f
   Result<void> capture_rollback();
   Result<void> capture_unannounced();
   Result<void> reconcile(std::string_view why);
+  void recover_connected(bool marked);
   Result<void> look_at_journal(const File& journal);
   Result<void> remember_old(std::uint64_t first_byte, std::uint64_t end_byte);
   Result<void> make_durable();

@@ -347,8 +347,22 @@ Result<void> CapturedDatabase::look_at_journal(const File& journal) NO_THREAD_SA
   return {};
 }
 
+// Nothing is captured before the tail runs: only the live wal-index tells which frames are committed, and it can be asked once the
+// mount serves. Until opened() says that somebody has the -shm open it is not there (docs/ARCHITECTURE.md, "Start and stop").
+void CapturedDatabase::recover_connected(bool marked) NO_THREAD_SAFETY_ANALYSIS {
+  wal_.set_shm_present(false);
+  if (marked) {
+    unjournaled_ = true;
+    dirty_.add_all();
+  } else if (database_->page_count() == 0) {
+    needs_reconcile_ = true;
+  }
+}
+
 Result<void> CapturedDatabase::recover(std::string_view doubt) {
+  const bool connected = context_.options.clients_connected;
   TRY_ASSIGN(const bool sync_failed, context_.store.fs().exists(sync_failed_path()));
+  if (sync_failed && connected) return make_error(Errc::io, "a sync of its files failed; stop the node and start it again");
   if (sync_failed) {
     LOG_WARN("{}: a sync of its files failed in an earlier run; writing and comparing all of them", name());
     const Result<void> rewritten = rewrite_after_failed_sync();
@@ -372,6 +386,10 @@ Result<void> CapturedDatabase::recover(std::string_view doubt) {
         if (doubt.empty() && !marked) return {};
         dirty_.add_all();
         return mark_unjournaled();  // until that comparison has been made
+      }
+      if (connected) {
+        recover_connected(marked);
+        return {};
       }
       TRY(compare_or_capture(marked ? "it was being written without a journal when the node died" : doubt));
     }

@@ -1,4 +1,4 @@
-// The subcommands that talk to a running node: status, import, export, verify, log.
+// The subcommands that talk to a running node: status, import, export, verify, log, upgrade.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -6,8 +6,10 @@
 #include <CLI/CLI.hpp>
 #include <boost/json.hpp>
 #include <cstdio>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 
 #include "base/fd.h"
 #include "base/os.h"
@@ -251,6 +253,30 @@ void add_log_commands(CLI::App& app, Command& selected) {
   on_selected(extract, arguments, selected, log_extract);
 }
 
+constexpr auto kUpgradeLimit = std::chrono::seconds(30);
+
+Result<std::pair<std::int64_t, std::string>> running_program(HttpClient& client) {
+  TRY_ASSIGN(const HttpReply reply, expect_ok(client.get("/v1/status")));
+  const json::value status = json::parse(reply.body);
+  return std::pair(status.at("process").to_number<std::int64_t>(), std::string(status.at("version").as_string().c_str()));
+}
+
+Result<void> upgrade(const ClientArguments& a) {
+  TRY_ASSIGN(HttpClient client, make_client(a));
+  TRY_ASSIGN(const auto before, running_program(client));
+  TRY(expect_ok(client.post("/v1/upgrade")));
+  const auto deadline = std::chrono::steady_clock::now() + kUpgradeLimit;
+  while (std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // nothing announces the new process
+    const auto now = running_program(client);
+    if (now.has_error() || now->first == before.first) continue;
+    std::printf("process %lld (sluice %s) took over from %lld (sluice %s)\n", static_cast<long long>(now->first), now->second.c_str(),
+                static_cast<long long>(before.first), before.second.c_str());
+    return {};
+  }
+  return make_error(Errc::deadline, "the node goes on with the program it has; its log says why");
+}
+
 }  // namespace
 
 void add_client_commands(CLI::App& app, Command& selected) {
@@ -281,6 +307,9 @@ void add_client_commands(CLI::App& app, Command& selected) {
   check->add_flag("--repair", arguments->repair, "on a replica: have damaged pages replaced by the primary's");
   check->add_flag("--json", arguments->as_json, "print the API's JSON");
   on_selected(check, arguments, selected, verify);
+
+  auto* renew = app.add_subcommand("upgrade", "Replace a node with a guardian by the program that has its path now; applications go on");
+  on_selected(renew, add_common(renew), selected, upgrade);
 
   add_log_commands(app, selected);
 }

@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 
+#include "fuse/mount.h"
 #include "server/cli/commands.h"
 #include "server/connection_watch.h"
 #include "server/database_files.h"
@@ -37,11 +38,22 @@ void add_internal_commands(CLI::App& app, Command& selected) {
   auto* watch = app.add_subcommand("internal-watch", "Abort the mount of PROCESS if it is killed and does not end")->group("");
   auto process = std::make_shared<int>(0);
   watch->add_option("PROCESS", *process)->required();
-  watch->callback([process, &selected] {
-    selected = [process]() -> int {
-      const auto watched = watch_connection(*process);
+  auto guardian = std::make_shared<int>(0);
+  watch->add_option("GUARDIAN", *guardian);
+  watch->callback([process, guardian, &selected] {
+    selected = [process, guardian]() -> int {
+      const auto watched = watch_connection(*process, *guardian);
       if (watched.has_error()) print_error(watched.error().to_string());
       return watched.has_error() ? kExitFailure : kExitOk;
+    };
+  });
+  auto* check = app.add_subcommand("internal-takeover-check", "Can this program take over from the node whose state is "
+                                                              "standard input?")->group("");
+  check->callback([&selected] {
+    selected = []() -> int {
+      const auto checked = fuse::Mount::check_takeover(STDIN_FILENO);
+      if (checked.has_error()) print_error(checked.error().message);
+      return checked.has_error() ? kExitFailure : kExitOk;
     };
   });
 }

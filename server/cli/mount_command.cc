@@ -1,6 +1,8 @@
 // `sluice mount`: configuration, the node, the application beside it, signals.
 #include <malloc.h>
+#include <poll.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -13,6 +15,8 @@
 #include "base/log.h"
 #include "base/os.h"
 #include "server/cli/commands.h"
+#include "server/descriptor_link.h"
+#include "server/guardian.h"
 #include "server/node.h"
 #include "server/supervise.h"
 
@@ -75,6 +79,67 @@ Result<std::string> read_token(const std::string& path) {
   if (token.empty()) return make_error(Errc::invalid_argument, "the token file " + path + " is empty");
   return token;
 }
+
+constexpr int kBeat_ms = 1000;
+
+// The node as a worker: a guardian starts it again with the descriptors that it keeps there.
+class WorkerRun {
+ public:
+  WorkerRun(Signals& signals, Node& node, DescriptorLink& link) : signals_(signals), node_(node), link_(link) {}
+
+  // Until the node is to stop; the exit code.
+  int run() {
+    tell("READY=1");
+    const int guardian = ::getppid();
+    bool synced = false;
+    bool watched = false;
+    const auto watch_at = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBeat_ms);  // clients come first
+    for (auto next_beat = std::chrono::steady_clock::now();;) {
+      const auto received = signals_.wait(synced ? kBeat_ms : kSyncCheckMs, node_.ended_fd());
+      if (received.has_error()) {
+        LOG_ERROR("{}", received.error().to_string());
+        return kExitFailure;
+      }
+      std::uint64_t count = 0;
+      if (::read(node_.ended_fd(), &count, sizeof count) == static_cast<ssize_t>(sizeof count)) {
+        LOG_ERROR("the mount was taken away from outside; stopping");
+        return kExitFailure;
+      }
+      if (*received && is_stop((*received)->number)) return kExitOk;
+      if (*received && (*received)->number == SIGUSR2) tell("UPGRADE=1");
+      if (!synced && node_.status().ready()) {
+        synced = true;
+        tell("SYNCED=1");
+      }
+      const auto now = std::chrono::steady_clock::now();
+      if (now < next_beat) continue;
+      if (now >= watch_at && !std::exchange(watched, true)) node_.watch_connection(guardian);
+      next_beat = now + std::chrono::milliseconds(kBeat_ms);
+      node_.beat();
+      look_at_guardian();
+    }
+  }
+
+ private:
+  static bool is_stop(int number) { return number == SIGTERM || number == SIGINT || number == SIGHUP; }
+
+  void tell(const std::string& text) {
+    const auto told = link_.tell(text);
+    if (told.has_error()) LOG_WARN("{}", told.error().message);
+  }
+
+  void look_at_guardian() {
+    pollfd guardian{link_.guardian_fd(), 0, 0};
+    if (alone_ || ::poll(&guardian, 1, 0) <= 0 || (guardian.revents & (POLLHUP | POLLERR)) == 0) return;
+    alone_ = true;
+    LOG_ERROR("the guardian has died: this process serves on, but its own end will be the mount's; restart the node when you can");
+  }
+
+  Signals& signals_;
+  Node& node_;
+  DescriptorLink& link_;
+  bool alone_ = false;
+};
 
 class MountRun {
  public:
@@ -194,10 +259,26 @@ void raise_file_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+int run_worker(const Config& config, std::string token, Signals& signals, DescriptorLink& link) {
+  auto node = Node::start(config, std::move(token), &link);
+  if (node.has_error()) {
+    LOG_ERROR("cannot start: {}", node.error().message);
+    return exit_code(node.error());
+  }
+  const int code = WorkerRun(signals, **node, link).run();
+  const auto told = link.tell("STOPPING=1");
+  if (told.has_error()) LOG_WARN("{}", told.error().message);
+  const auto stopped = (*node)->stop();
+  if (stopped.has_error()) {
+    LOG_ERROR("stopping: {}", stopped.error().message);
+    return code == kExitOk ? kExitFailure : code;
+  }
+  LOG_INFO("stopped");
+  return code;
+}
+
 int run_mount(const MountArguments& arguments) {
-  bound_heap();
   raise_file_limit();
-  const ServiceManager service_manager;
   auto config = make_config(arguments);
   if (config.has_error()) {
     print_error(config.error().message);
@@ -208,12 +289,20 @@ int run_mount(const MountArguments& arguments) {
     print_error(token.error().message);
     return kExitUsage;
   }
+  const std::unique_ptr<DescriptorLink> link = DescriptorLink::from_environment();
+  if (config->guardian && !link) {
+    init_logging({.json = config->log_json, .debug = config->debug});
+    return run_guardian(*config);
+  }
+  bound_heap();
+  const ServiceManager service_manager;
   auto signals = Signals::create();
   if (signals.has_error()) {
     print_error(signals.error().message);
     return kExitFailure;
   }
   init_logging({.json = config->log_json, .debug = config->debug});
+  if (link) return run_worker(*config, std::move(*token), *signals, *link);
   auto node = Node::start(*config, std::move(*token));
   if (node.has_error()) {
     LOG_ERROR("cannot start: {}", node.error().message);

@@ -1,20 +1,73 @@
 #include "storage/apply/live_files.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <chrono>
 
+#include "base/log.h"
 #include "storage/apply/fresh_wal.h"
 #include "storage/apply/io.h"
+#include "storage/ids.h"
 
 namespace sluice::storage::apply {
 
 using sqlite::ShmLock;
 
+namespace {
+
+constexpr const char* kDatabaseLabel = "db-";
+constexpr const char* kShmLabel = "shm-";
+
+/// Names of kept descriptors are short; which file one is of is checked when it is taken.
+std::string label_of(const char* kind, const std::string& name) {
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return kind + to_hex(hash);
+}
+
+}  // namespace
+
+bool LiveFiles::were_left(MountAccess& access, const std::string& name) {
+  const DescriptorStore* const descriptors = access.descriptors();
+  return descriptors != nullptr && descriptors->has(label_of(kDatabaseLabel, name)) && descriptors->has(label_of(kShmLabel, name));
+}
+
+// The lock goes with the last copy of the descriptor.
+LiveFiles::~LiveFiles() {
+  DescriptorStore* const descriptors = access_.descriptors();
+  if (descriptors == nullptr) return;
+  if (mount_shm_) descriptors->drop(label_of(kShmLabel, name_));
+  if (mount_database_) descriptors->drop(label_of(kDatabaseLabel, name_));
+}
+
+UniqueFd LiveFiles::take_left(const std::string& label, int backing) const {
+  DescriptorStore* const descriptors = access_.descriptors();
+  if (descriptors == nullptr) return {};
+  UniqueFd left = descriptors->take(label);
+  struct stat there {};
+  struct stat wanted {};
+  const bool same = left && ::fstat(left.get(), &there) == 0 && ::fstat(backing, &wanted) == 0 && there.st_ino == wanted.st_ino;
+  return same ? std::move(left) : UniqueFd();
+}
+
+void LiveFiles::keep(const std::string& label, int fd) const {
+  DescriptorStore* const descriptors = access_.descriptors();
+  if (descriptors == nullptr) return;
+  const Result<void> kept = descriptors->keep(label, fd);
+  if (kept.has_error()) LOG_WARN("{}: its locks would not outlive this process: {}", name_, kept.error().message);
+}
+
 Result<std::unique_ptr<LiveFiles>> LiveFiles::open(MountAccess& access, std::string name) {
   std::unique_ptr<LiveFiles> files(new LiveFiles(access, std::move(name)));
-  TRY_ASSIGN(files->mount_database_, access.open(files->name_, O_RDWR));
   TRY_ASSIGN(files->database_, access.open_backing(files->name_, O_RDWR));
+  const std::string label = label_of(kDatabaseLabel, files->name_);
+  files->mount_database_ = files->take_left(label, files->database_.get());
+  files->inherited_database_ = static_cast<bool>(files->mount_database_);
+  if (!files->mount_database_) {
+    TRY_ASSIGN(files->mount_database_, access.open(files->name_, O_RDWR));
+    files->keep(label, files->mount_database_.get());
+  }
   return files;
 }
 
@@ -65,7 +118,15 @@ Result<void> LiveFiles::open_wal(std::uint32_t page_size, int wait_ms) {
     const FreshWalHeader fresh = make_fresh_wal_header(page_size, 0);
     TRY(write_wal(0, fresh.bytes));
   }
-  TRY_ASSIGN(shm_, open_beside(shm_name(), &mount_shm_));
+  const std::string label = label_of(kShmLabel, name_);
+  if (auto shm = access_.open_backing(shm_name(), O_RDWR)) mount_shm_ = take_left(label, shm->get());
+  inherited_shm_ = static_cast<bool>(mount_shm_);
+  if (inherited_shm_) {
+    TRY_ASSIGN(shm_, access_.open_backing(shm_name(), O_RDWR));
+  } else {
+    TRY_ASSIGN(shm_, open_beside(shm_name(), &mount_shm_));
+    keep(label, mount_shm_.get());
+  }
   // A client that comes first truncates and recovers under the write lock of this byte. We never need to truncate: what
   // the file says is judged, and put right, under the WRITE lock.
   return ofd_lock_wait(mount_shm_.get(), F_RDLCK, static_cast<std::uint64_t>(ShmLock::dms), 1, wait_ms);

@@ -17,6 +17,14 @@ class LiveFiles {
  public:
   /// Opens the database file, not yet locked. Errc::not_found when it is not there.
   static Result<std::unique_ptr<LiveFiles>> open(MountAccess& access, std::string name);
+  /// Did the process before this one have the database open, and left its descriptors?
+  static bool were_left(MountAccess& access, const std::string& name);
+  /// Lets go of the locks, also in the descriptors that were kept for the next process (MountAccess::descriptors).
+  ~LiveFiles();
+
+  /// After open_wal(): what the locks are on was left by the process before us, which held them until now: nobody else can have
+  /// changed -wal or -shm. Locks of the wal-index that we have not asked for may be held.
+  bool inherited() const { return inherited_database_ && inherited_shm_; }
 
   /// SHARED, by way of PENDING as unixLock() takes it: while held, nobody deletes -wal or -shm or changes the journal mode.
   Result<void> lock_shared(int wait_ms);
@@ -33,6 +41,8 @@ class LiveFiles {
   Result<void> lock(sqlite::ShmLock first, unsigned count, int wait_ms);
   bool try_lock(sqlite::ShmLock first, unsigned count);
   void unlock(sqlite::ShmLock first, unsigned count);
+  /// All but DMS: what the process before us may have left.
+  void unlock_all() { unlock(sqlite::ShmLock::write, 8); }
   /// The write lock of each of `count` bytes in turn, keeping those it has got: new readers cannot starve it. Errc::busy
   /// with the holders' pids, and none is kept.
   Result<void> lock_each(sqlite::ShmLock first, unsigned count, int wait_ms);
@@ -59,6 +69,8 @@ class LiveFiles {
  private:
   LiveFiles(MountAccess& access, std::string name) : access_(access), name_(std::move(name)) {}
   Result<UniqueFd> open_beside(const std::string& path, UniqueFd* through_mount);
+  UniqueFd take_left(const std::string& label, int backing) const;
+  void keep(const std::string& label, int fd) const;
 
   MountAccess& access_;
   const std::string name_;
@@ -68,6 +80,8 @@ class LiveFiles {
   UniqueFd database_;
   UniqueFd wal_;
   UniqueFd shm_;
+  bool inherited_database_ = false;
+  bool inherited_shm_ = false;
 };
 
 }  // namespace sluice::storage::apply

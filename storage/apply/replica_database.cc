@@ -72,6 +72,10 @@ void LiveReplicaDatabase::fail(const std::string& why) {
 
 Result<void> LiveReplicaDatabase::open() {
   MutexLock lock(apply_mutex_);
+  if (context_.options.resume) {
+    TRY_ASSIGN(const bool resumed, resume());
+    if (resumed) return {};
+  }
   TRY_ASSIGN(const bool recovered, is_recovered(context_.store, *database_));
   if (!recovered) return recover_live();
   if (context_.options.start_asleep && may_sleep()) {
@@ -126,6 +130,7 @@ Result<void> LiveReplicaDatabase::recover_live() {
 Result<void> LiveReplicaDatabase::attach(std::unique_ptr<LiveFiles> files) {
   auto live = std::make_unique<Live>(std::move(files));
   TRY(live->files->open_wal(database_->page_size(), kAttachWaitMs));
+  live->files->unlock_all();
   TRY_ASSIGN(live->index, LiveIndex::create(*live->files, context_.index_helper));
   TRY_ASSIGN(live->writer,
              WalWriter::attach(*live->files, *live->index, database_->page_size(), database_->page_count(),

@@ -95,6 +95,11 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   // replica_database.cc: opening, receiving, change sets
   Result<void> recover_live() REQUIRES(apply_mutex_);
   Result<void> attach(std::unique_ptr<LiveFiles> files) REQUIRES(apply_mutex_);
+  // replica_resume.cc
+  Result<bool> resume() REQUIRES(apply_mutex_);
+  Result<bool> resume_live(std::unique_ptr<LiveFiles> files) REQUIRES(apply_mutex_);
+  Result<void> publish_last() REQUIRES(apply_mutex_);
+  Result<bool> is_published(const ChangeLog::Handle& record) REQUIRES(apply_mutex_);
   void detach() REQUIRES(apply_mutex_);
 
   // replica_sleep.cc

@@ -47,6 +47,13 @@ class WalWriter {
   static Result<std::unique_ptr<WalWriter>> attach(LiveFiles& files, LiveIndex& index, std::uint32_t page_size,
                                                    std::uint32_t page_count, const Pos& pos,
                                                    const WalWriterOptions& options);
+  /// After a takeover: takes up the wal-index that the process before us wrote, under locks that nobody else got in between
+  /// (LiveFiles::inherited()), whatever it was doing. Holds WRITE until publish() or cancel(). Errc::corrupt: it must be made anew.
+  static Result<std::unique_ptr<WalWriter>> resume(LiveFiles& files, LiveIndex& index, const WalWriterOptions& options);
+  /// … one that must be made anew, by a replacement: keeps WRITE (held) from readers until then.
+  static std::unique_ptr<WalWriter> block(LiveFiles& files, LiveIndex& index, std::uint32_t page_size);
+  /// What is published is the database at `pos`.
+  void note_position(const Pos& pos, std::uint32_t page_count) EXCLUDES(mutex_);
   ~WalWriter();
 
   /// The WAL held frames when we came: the content is not known to be at any position until every page was written.
@@ -85,6 +92,7 @@ class WalWriter {
 
  private:
   WalWriter(LiveFiles& files, LiveIndex& index, const WalWriterOptions& options);
+  Result<void> take_up_again();
   Result<void> take_up(std::uint32_t page_size, std::uint32_t page_count, const Pos& pos);
   Result<void> init_checkpoint_info();
   Result<void> adopt_header(const sqlite::WalIndexHeader& found);

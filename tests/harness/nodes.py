@@ -280,3 +280,67 @@ def first_difference(one, other):
     pages = [n // page_size + 1 for n in range(0, min(len(left), len(right)), page_size)
              if left[n:n + page_size] != right[n:n + page_size]]
     return f"sizes {len(left)} and {len(right)}, page size {page_size}, pages that differ: {len(pages)} {pages[:20]}"
+
+
+class GuardedNode(Node):
+    """`sluice mount --guardian`: `process` is the guardian, the node is its child, the worker."""
+
+    def __init__(self, binary, root, name, primary_url=None, extra=()):
+        super().__init__(binary, root, name, primary_url, ["--guardian", *extra])
+
+    def worker(self):
+        """Process id of the worker; None between two."""
+        try:
+            with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as file:
+                children = file.read().split()
+        except OSError:
+            return None
+        for child in children:
+            try:
+                with open(f"/proc/{child}/cmdline", "rb") as file:
+                    words = file.read().split(b"\0")
+            except OSError:
+                continue
+            if len(words) > 1 and words[1] == b"mount":
+                return int(child)
+        return None
+
+    def kill_worker(self, number=signal.SIGKILL):
+        """Its process id; None if there was none just now."""
+        pid = self.worker()
+        if pid is not None:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                return None
+        return pid
+
+    def wait_worker(self, after=None, seconds=30):
+        """Waits for a worker other than `after` that answers."""
+        def there():
+            pid = self.worker()
+            return pid if pid not in (None, after) and self.get("/v1/health")[0] == 200 else None
+        return wait_until(there, seconds, lambda: f"{self.name}: no worker after {after}\n{self.log_tail()}")
+
+    def orphans(self):
+        """Workers of this node whose guardian is gone."""
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    words = file.read().split(b"\0")
+            except OSError:
+                continue
+            if len(words) > 2 and words[1] == b"mount" and os.fsencode(self.mount) in words:
+                found.append(int(entry))
+        return found
+
+    def kill(self):
+        """Guardian and worker."""
+        super().kill()
+        for pid in self.orphans():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        wait_until(lambda: not self.orphans(), 30, f"{self.name}: the workers end")

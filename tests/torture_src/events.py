@@ -9,6 +9,7 @@ DECK = [
     ("kill_client", 12), ("kill_writers_of_one", 5), ("kill_all_writers", 1), ("freeze_client", 3),
     ("kill_primary", 3), ("kill_replica", 3), ("kill_both", 1), ("restart_primary", 1), ("restart_replica", 1),
     ("wipe_replica", 1), ("outlive_log", 2), ("cut", 4), ("stall", 2), ("corrupt", 2),
+    ("kill_worker_of_primary", 12), ("kill_worker_of_replica", 8), ("crash_worker", 2),  # --guardian only
 ]
 
 
@@ -18,6 +19,8 @@ class Events:
         self.random = torture.random
 
     def possible(self, name):
+        if "_worker" in name and not self.torture.options.guardian:
+            return False
         return not self.torture.options.raw or name in ("kill_client", "kill_writers_of_one", "kill_all_writers",
                                                         "freeze_client")
 
@@ -73,6 +76,26 @@ class Events:
         if number == 0:
             torture.let_fragile_go()
         node.detach_dead()
+
+    def _kill_worker(self, node, number=signal.SIGKILL):
+        """No outage: the clients go on, and nothing that they see may be wrong. Sometimes the next one, too, while it starts."""
+        before = None
+        for _ in range(self.random.choice([1, 1, 1, 2, 4])):
+            before = node.kill_worker(number) or before
+            self.torture.run_for(self.random.choice([0, 0.02, 0.1, 0.5]))
+        node.wait_worker(after=before)
+
+    def kill_worker_of_primary(self):
+        self._kill_worker(self.torture.primary)
+
+    def kill_worker_of_replica(self):
+        self._kill_worker(self.torture.replica)
+
+    def crash_worker(self):
+        node = self.random.choice(self.torture.nodes)
+        before = node.kill_worker(signal.SIGSEGV)
+        if before is not None:
+            node.wait_worker(after=before)
 
     def _revive_node(self, number):
         torture = self.torture

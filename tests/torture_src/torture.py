@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from clients import Client, hash_seed  # noqa: E402
 from events import DECK, Events  # noqa: E402
 from layout import make_clients, make_databases  # noqa: E402
-from nodes import Node, TestFailure, end_on_signals, use_io_path, wait_until  # noqa: E402
+from nodes import GuardedNode, Node, TestFailure, end_on_signals, use_io_path, wait_until  # noqa: E402
 from oracle import Oracle  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
@@ -69,10 +69,11 @@ class Torture:
         short = ["--log-segment", "256KiB", "--retention-bytes", "256KiB", "--retention-interval", "500ms"]
         extra = short if self.options.seed % 2 == 0 else []
         extra = extra + ["--scrub-interval", "5s", "--scrub-rate", "0"]
-        self.primary = Node(binary, self.directory, "primary", None, extra)
+        kind = GuardedNode if self.options.guardian else Node
+        self.primary = kind(binary, self.directory, "primary", None, extra)
         self.nodes.append(self.primary)
         self.proxy = Proxy(self.primary.port, self.options.seed)
-        self.replica = Node(binary, self.directory, "replica", f"http://127.0.0.1:{self.proxy.port}",
+        self.replica = kind(binary, self.directory, "replica", f"http://127.0.0.1:{self.proxy.port}",
                             extra)
         self.nodes.append(self.replica)
         self.primary.start()
@@ -283,6 +284,7 @@ def parse_arguments():
     parser.add_argument("--worker", default=None, help="default: torture_worker in the binary's build directory")
     parser.add_argument("--io", choices=("native", "plain", "auto"), default="", help="the I/O path of both nodes")
     parser.add_argument("--raw", action="store_true", help="a plain directory, no daemons: tests the test")
+    parser.add_argument("--guardian", action="store_true", help="nodes with a guardian; their workers are killed, too")
     parser.add_argument("--sabotage", metavar="HOW", help="tests the oracle: damages a database and expects its verdict")
     parser.add_argument("--keep", action="store_true", help="keep the directory even after success")
     options = parser.parse_args()
