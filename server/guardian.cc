@@ -58,6 +58,7 @@ class Guardian {
     Clock::time_point started{};
     bool ready = false;
     bool stopping = false;
+    bool too_slow = false;  ///< killed by us because it did not get ready
     std::optional<Clock::time_point> dying;  ///< killed, but not ended
     bool aborted = false;
     std::uint64_t beats = 0;
@@ -277,7 +278,7 @@ void Guardian::worker_ended(int status) {
       LOG_ERROR("process {}, which served {}, ended with status {}", ended.pid, config_.mountpoint, code);
     const bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
     if (WIFSIGNALED(status) && !killed && pulse_) pulse_->suspect();
-    if (killed && ended.ready) {
+    if (killed && !ended.too_slow) {  // somebody's doing, not its own
       failures_ = 0;
       start();
     } else {
@@ -328,6 +329,7 @@ void Guardian::look_at_worker(Clock::time_point now) {
   }
   if (!worker_.ready && now - worker_.started > kStartLimit) {
     LOG_ERROR("process {} does not get ready; killing it", worker_.pid);
+    worker_.too_slow = true;
     ::kill(worker_.pid, SIGKILL);
   }
   if (worker_.ready && !worker_.stopping && pulse_) look_at_pulse(now);

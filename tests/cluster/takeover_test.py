@@ -52,7 +52,10 @@ class TakeoverCase(ClusterCase):
         kills = 0
         while time.monotonic() < end:
             time.sleep(chance.uniform(*between))
-            kills += node.kill_worker(number) is not None
+            pid = node.kill_worker(number)
+            kills += pid is not None
+            if pid is not None and chance.random() < 0.7:  # the others are killed while they start
+                node.wait_worker(after=pid)
         return kills
 
     def expect_clean(self, reports, node):
