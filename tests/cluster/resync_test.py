@@ -124,7 +124,7 @@ class Resync(ClusterCase):
         self.assertIn("export there and import the copy here", err)
         primary.stop()
         flip(replica, "a.db", 50)  # not one of those that are in the WAL now
-        _, err = self.sluice("verify", "--repair", "a.db", "--url", replica.url, code=1)
+        _, err = self.sluice("verify", "--repair", "a.db", "--url", replica.url, code=3)
         self.assertIn("not connected", err)
 
 
