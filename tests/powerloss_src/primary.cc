@@ -46,7 +46,7 @@ class PrimaryWorld final : public World, public ShipObserver {
   void record(int steps) override;
   std::string check(const std::string& image, std::size_t point) override;
   void shipped(const std::string& database, Pos pos, std::int64_t count) override {
-    Recorder::instance().note(static_cast<int>(notes_.size()));
+    if (!Recorder::instance().note(static_cast<int>(notes_.size()))) return;
     notes_.push_back({Recorder::instance().size(), database, true, pos, count});
   }
 
@@ -156,7 +156,7 @@ void PrimaryWorld::together() {
 void PrimaryWorld::remove(Use& use) {
   use.connection.reset();
   ++use.count;
-  Recorder::instance().note(static_cast<int>(notes_.size()));
+  (void)Recorder::instance().note(static_cast<int>(notes_.size()));
   notes_.push_back({Recorder::instance().size(), use.name, false, {}, use.count});
   for (const char* suffix : {"", "-wal", "-shm", "-journal"}) (void)AppMount::instance().remove(path(use) + suffix);
   if (pick(2) == 0) node_->drain();

@@ -55,14 +55,15 @@ std::vector<Op> Recorder::stop() {
   return std::move(ops_);
 }
 
-void Recorder::note(int number) {
+bool Recorder::note(int number) {
   const std::lock_guard lock(mutex_);
-  if (!on_) return;
+  if (!on_) return false;
   look_at_mappings();
   Op op;
   op.kind = OpKind::note;
   op.note = number;
   add(std::move(op));
+  return true;
 }
 
 std::size_t Recorder::size() {

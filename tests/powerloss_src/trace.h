@@ -41,8 +41,8 @@ class Recorder {
   /// Records what happens below `root`, an existing empty directory.
   void start(const std::string& root);
   std::vector<Op> stop();
-  /// Puts a mark at this point of the trace.
-  void note(int number);
+  /// Puts a mark at this point of the trace; false: nothing is being recorded (the node ships while it ends).
+  bool note(int number);
   std::size_t size();
 
   // From here on: interpose.cc. `lock` serialises a system call with its record.
