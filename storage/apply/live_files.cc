@@ -58,6 +58,19 @@ void LiveFiles::keep(const std::string& label, int fd) const {
   if (kept.has_error()) LOG_WARN("{}: its locks would not outlive this process: {}", name_, kept.error().message);
 }
 
+namespace {
+
+/// Of a file that is in the backing tree. Recovery may have put it there while the kernel remembered that there is none: at a takeover
+/// the mount is older than the recovery.
+Result<UniqueFd> open_through_mount(MountAccess& access, const std::string& name) {
+  auto opened = access.open(name, O_RDWR);
+  if (!opened.has_error() || opened.error().code != Errc::not_found) return opened;
+  access.invalidate_entry(name);
+  return access.open(name, O_RDWR);
+}
+
+}  // namespace
+
 Result<std::unique_ptr<LiveFiles>> LiveFiles::open(MountAccess& access, std::string name) {
   std::unique_ptr<LiveFiles> files(new LiveFiles(access, std::move(name)));
   TRY_ASSIGN(files->database_, access.open_backing(files->name_, O_RDWR));
@@ -65,7 +78,7 @@ Result<std::unique_ptr<LiveFiles>> LiveFiles::open(MountAccess& access, std::str
   files->mount_database_ = files->take_left(label, files->database_.get());
   files->inherited_database_ = static_cast<bool>(files->mount_database_);
   if (!files->mount_database_) {
-    TRY_ASSIGN(files->mount_database_, access.open(files->name_, O_RDWR));
+    TRY_ASSIGN(files->mount_database_, open_through_mount(access, files->name_));
     files->keep(label, files->mount_database_.get());
   }
   return files;

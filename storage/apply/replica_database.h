@@ -41,6 +41,15 @@ struct ReplicaContext {
   std::function<void(const std::string& name)> changed;
 };
 
+/// What is being offered for a resynchronisation. (Not nested: clang 14 cannot default-construct a nested one in std::optional.)
+struct Offering {
+  PageOffer offer;
+  std::uint64_t next = 1;  ///< page to go on with
+  BlockSum block;
+  bool local = false;      ///< the live content counts, not only what was collected
+  bool complete = false;
+};
+
 /// Thread-safe.
 class LiveReplicaDatabase final : public ReplicaDatabase,
                                   private PageSource,
@@ -126,13 +135,6 @@ class LiveReplicaDatabase final : public ReplicaDatabase,
   Result<void> read_page(Pgno pgno, ByteSpan out) override;
 
   // replica_offer.cc: what is here, for a primary that sends only what differs
-  struct Offering {
-    PageOffer offer;
-    std::uint64_t next = 1;  ///< page to go on with
-    BlockSum block;
-    bool local = false;      ///< the live content counts, not only what was collected
-    bool complete = false;
-  };
   Result<void> begin_offer() REQUIRES(apply_mutex_);
   bool local_usable(std::uint32_t page_size) REQUIRES(apply_mutex_);
   PageChecksums& page_checksums() REQUIRES(apply_mutex_);
