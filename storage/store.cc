@@ -127,13 +127,19 @@ Result<std::unique_ptr<Store>> Store::open(FileSystem& fs, Clock& clock, StoreOp
 
 Result<void> Store::make_layout() {
   const std::string& data = options_.data_dir;
-  TRY_ASSIGN(const bool existed, fs_.exists(data));
-  TRY(fs_.make_directories(data));
-  for (const std::string& dir : {fs_dir(), log_root(), checksums_root(), tmp_dir(), lost_found_dir(), data + "/install"}) {
+  // Written last, and synced with its directory. Before that nobody knows what was.
+  TRY_ASSIGN(const bool identified, fs_.exists(identity_path()));
+  bool made = false;
+  for (const std::string& dir : {data, fs_dir(), log_root(), checksums_root(), tmp_dir(), lost_found_dir(), data + "/install"}) {
+    TRY_ASSIGN(const bool there, fs_.exists(dir));
+    if (there) continue;
     TRY(fs_.make_directories(dir));
+    made = true;
   }
+  // Clients of a mount that is taken over wait for this start, and on a busy disk any sync takes seconds.
+  if (identified && !made) return {};
   TRY(fs_.sync_directory(data));
-  if (!existed) TRY(fs_.sync_directory(parent_directory(data)));
+  if (!identified) TRY(fs_.sync_directory(parent_directory(data)));
   return {};
 }
 

@@ -55,6 +55,16 @@ TEST_F(StoreTest, ANewDirectoryGetsItsLayoutAndAnIdentity) {
   EXPECT_EQ(open()->node_id(), id);
 }
 
+TEST_F(StoreTest, SyncsItsDirectoryOnlyWhenItMadeSomething) {
+  open();
+  const int before = fs_.count(FileOp::sync_directory);
+  open();
+  EXPECT_EQ(fs_.count(FileOp::sync_directory), before);
+  std::filesystem::remove(data() + "/install");
+  open();
+  EXPECT_EQ(fs_.count(FileOp::sync_directory), before + 1);
+}
+
 TEST_F(StoreTest, RemembersTheLastRole) {
   for (const Role role : {Role::primary, Role::replica, Role::replica}) {
     ASSERT_OK(open()->set_last_role(role));
