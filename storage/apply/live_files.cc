@@ -33,12 +33,18 @@ bool LiveFiles::were_left(MountAccess& access, const std::string& name) {
   return descriptors != nullptr && descriptors->has(label_of(kDatabaseLabel, name)) && descriptors->has(label_of(kShmLabel, name));
 }
 
-// The lock goes with the last copy of the descriptor.
+// Closing gives the locks back only where nobody keeps copies. Who does closes them in its own time, or never if this process dies now.
 LiveFiles::~LiveFiles() {
   DescriptorStore* const descriptors = access_.descriptors();
   if (descriptors == nullptr) return;
-  if (mount_shm_) descriptors->drop(label_of(kShmLabel, name_));
-  if (mount_database_) descriptors->drop(label_of(kDatabaseLabel, name_));
+  if (mount_shm_) {
+    unlock(ShmLock::write, 9);  // DMS, too
+    descriptors->drop(label_of(kShmLabel, name_));
+  }
+  if (mount_database_) {
+    (void)ofd_lock(mount_database_.get(), F_UNLCK, sqlite::kPendingByte, 2 + sqlite::kSharedSize);
+    descriptors->drop(label_of(kDatabaseLabel, name_));
+  }
 }
 
 UniqueFd LiveFiles::take_left(const std::string& label, int backing) const {

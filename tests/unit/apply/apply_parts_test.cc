@@ -21,6 +21,40 @@
 namespace sluice::storage::apply_test {
 namespace {
 
+/// Has not got round to closing anything yet.
+class SlowDescriptorStore final : public DescriptorStore {
+ public:
+  bool has(const std::string&) const override { return false; }
+  UniqueFd take(const std::string&) override { return {}; }
+  Result<void> keep(const std::string&, int fd) override {
+    copies.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    return {};
+  }
+  void drop(const std::string&) override {}
+  std::vector<UniqueFd> copies;
+};
+
+TEST(LiveFiles, GivesLocksBackThoughSomebodyKeepsTheDescriptors) {
+  TempDir dir;
+  Connection(dir.path() + "/app.db").exec("PRAGMA journal_mode=WAL; CREATE TABLE t(a)");
+  PlainDirAccess access(dir.path());
+  SlowDescriptorStore store;
+  access.kept = &store;
+  Connection client(dir.path() + "/app.db");
+  client.exec("PRAGMA busy_timeout=0");
+  {
+    auto files = apply::LiveFiles::open(access, "app.db");
+    ASSERT_TRUE(files.has_value());
+    ASSERT_TRUE((*files)->lock_shared(1000).has_value());
+    ASSERT_TRUE((*files)->open_wal(4096, 1000).has_value());
+    ASSERT_TRUE((*files)->lock(sqlite::ShmLock::write, 1, 1000).has_value());
+    ASSERT_TRUE((*files)->lock_exclusive(1000).has_value());
+    EXPECT_EQ(client.try_exec("SELECT * FROM t"), SQLITE_BUSY);
+  }
+  ASSERT_EQ(store.copies.size(), 2u);
+  EXPECT_EQ(client.try_exec("INSERT INTO t VALUES(1)"), SQLITE_OK);
+}
+
 TEST(WalIndexMap, FindsTheLastFrameOfEveryPageUpToMxFrame) {
   TempDir dir;
   Connection(dir.path() + "/app.db").exec("CREATE TABLE t(a)");

@@ -42,6 +42,9 @@ class PlainDirAccess final : public MountAccess {
   /// SLUICE_TEST_IO=plain: as on the plain path, with a helper process for the wal-index.
   bool passthrough() const override;
 
+  DescriptorStore* descriptors() override { return kept; }
+
+  DescriptorStore* kept = nullptr;
   std::atomic<int> invalidations{0};
   std::atomic<int> forgotten_entries{0};
   /// Size changes fail with ENOSPC while set.
