@@ -316,15 +316,13 @@ Result<std::unique_ptr<Mount>> Mount::start(const MountOptions& options, Observe
                                             VirtualFiles& virtual_files, ThreadPool& pool) {
   TRY_ASSIGN(BackingTree tree, BackingTree::open(options.backing_dir));
   TRY_ASSIGN(Takeover takeover, Takeover::prepare(options));
-  // What is mounted there now is ours.
-  std::string mountpoint = options.mountpoint;
-  if (!takeover.taken_over()) {
-    TRY_ASSIGN(mountpoint, check_mount_point(options.mountpoint, tree.directory()));
-  }
+  // At a takeover what is mounted there is ours.
+  auto mountpoint = takeover.taken_over() ? resolve_mount_point(options.mountpoint) : check_mount_point(options.mountpoint, tree.directory());
+  if (!mountpoint) return std::move(mountpoint).error();
   struct stat root {};
   if (const int err = tree.stat("", root); err != 0) return errno_error("stat " + tree.directory(), err);
   auto mount = std::make_unique<MountImpl>(std::move(tree), root.st_ino, std::move(takeover), observer, virtual_files, pool);
-  TRY(mount->serve(options, std::move(mountpoint)));
+  TRY(mount->serve(options, std::move(*mountpoint)));
   return std::unique_ptr<Mount>(std::move(mount));
 }
 

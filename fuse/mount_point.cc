@@ -128,6 +128,12 @@ Result<void> detach_if_dead(const std::string& path) {
   return errno == EPERM ? fuserunmount(path, true) : Result<void>(errno_error("umount " + path, errno));
 }
 
+Result<std::string> resolve_mount_point(const std::string& path) {
+  std::array<char, PATH_MAX> resolved{};
+  if (::realpath(path.c_str(), resolved.data()) == nullptr) return errno_error("mount point " + path, errno);
+  return std::string(resolved.data());
+}
+
 Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir) {
   TRY(detach_if_dead(path));
   struct stat st {};
@@ -136,9 +142,7 @@ Result<std::string> check_mount_point(const std::string& path, const std::string
     return errno_error("mount point " + path, errno);
   }
   if (!S_ISDIR(st.st_mode)) return bad_mount_point(path, "not a directory");
-  std::array<char, PATH_MAX> resolved{};
-  if (::realpath(path.c_str(), resolved.data()) == nullptr) return errno_error("mount point " + path, errno);
-  std::string absolute = resolved.data();
+  TRY_ASSIGN(std::string absolute, resolve_mount_point(path));
   if (is_inside(absolute, backing_dir) || is_inside(backing_dir, absolute))
     return bad_mount_point(path, fmt::format("it and the data directory's {} contain one another", backing_dir));
   if (mounted_at(absolute).type == kType)

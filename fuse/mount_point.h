@@ -10,6 +10,9 @@
 
 namespace sluice::fuse {
 
+/// Without symbolic links, as the kernel names it. Asks nothing of what is mounted there.
+Result<std::string> resolve_mount_point(const std::string& path);
+
 /// Checks what must hold before mounting and returns the absolute path. A mount of ours whose node is dead is detached.
 /// Errc::invalid_argument: missing, no directory, not empty, a live mount of ours, or nested with `backing_dir` (absolute).
 Result<std::string> check_mount_point(const std::string& path, const std::string& backing_dir);
