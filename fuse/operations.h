@@ -124,7 +124,8 @@ class Operations {
   bool answer_entry_again(Request& request);
   bool answer_open_again(Request& request);
   bool answer_create_again(Request& request);
-  takeover::RenameRecord* note_rename(const Renaming& renaming);
+  void note_rename(const Renaming& renaming);
+  void forget_rename(const std::optional<NodeView>& source);
 
   // Attributes.
   double attr_timeout_s(FileKind kind) const;

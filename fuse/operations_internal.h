@@ -47,6 +47,20 @@ struct Operations::Renaming {
   takeover::Flight flight{};
 };
 
+/// What the observer is told when `file`, an open of `node`, is closed or was open before this process.
+inline Op op_of_open(const NodeView& node, const OpenFile& file) {
+  Op op;
+  op.kind = OpKind::open;
+  op.file = node.kind;
+  op.path = node.names->path;
+  op.database = node.names->database;
+  op.unlinked = !node.linked;
+  op.write_access = file.write_access;
+  op.write_only = file.write_only;
+  op.own = file.own;
+  return op;
+}
+
 template <class Body>
 void Operations::observe(Request request, const Op& op, Body body) {
   if (p_.observer.can_run_inline(op)) {

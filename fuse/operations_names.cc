@@ -330,15 +330,16 @@ int Operations::rename_now(const Renaming& r) {
   if (!from || !to) return ESTALE;
   const auto source = p_.nodes.child(r.parent, r.name);
   if (r.happened) {
-    if (r.flight.done_before()) return 0;
-    if (source && source->backing_ino == r.ino) p_.nodes.moved(r.parent, r.name, r.new_parent, r.new_name);
+    if (!r.flight.done_before() && source && source->backing_ino == r.ino)
+      p_.nodes.moved(r.parent, r.name, r.new_parent, r.new_name);
     if (!r.directory) renamed(r, *to);
     r.flight.done(0);
+    forget_rename(p_.nodes.child(r.new_parent, r.new_name));
     return 0;
   }
   const auto victim = p_.hidden != nullptr ? p_.nodes.child(r.new_parent, r.new_name) : std::nullopt;
   const bool hide = victim && victim->opens > 0 && (!source || victim->id != source->id);
-  takeover::RenameRecord* const noted = note_rename(r);
+  note_rename(r);
   r.flight.begin(r.ino, r.kinds);
   int err = hide ? p_.hidden->link_aside(p_.tree, *to, victim->id) : 0;
   if (err == 0) {
@@ -348,7 +349,7 @@ int Operations::rename_now(const Renaming& r) {
   }
   if (err == 0) p_.nodes.moved(r.parent, r.name, r.new_parent, r.new_name);
   r.flight.done(err);
-  if (noted != nullptr) noted->node.store(0, std::memory_order_release);
+  forget_rename(source);
   if (err == 0 && !r.directory) renamed(r, *to);
   return err;
 }

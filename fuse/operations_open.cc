@@ -295,16 +295,7 @@ void Operations::release(Request request, NodeId id, HandleId handle) {
   }
   node->file.reset();  // so that close_node() closes it
   close_node(id);
-  Op op;
-  op.kind = OpKind::open;
-  op.file = node->kind;
-  op.path = node->names->path;
-  op.database = node->names->database;
-  op.unlinked = !node->linked;
-  op.write_access = file->write_access;
-  op.write_only = file->write_only;
-  op.own = file->own;
-  p_.observer.released(op);
+  p_.observer.released(op_of_open(*node, *file));
   request.error(0);
 }
 

@@ -116,36 +116,20 @@ bool Operations::answer_create_again(Request& request) {
   return true;
 }
 
-takeover::RenameRecord* Operations::note_rename(const Renaming& renaming) {
-  if (p_.state == nullptr) return nullptr;
-  const auto source = p_.nodes.child(renaming.parent, renaming.name);
-  if (!source || renaming.new_name.size() > takeover::kMaxName) return nullptr;
-  for (takeover::RenameRecord& record : p_.state->renames()) {
-    // ~0: being filled in.
-    std::uint64_t expected = 0;
-    if (!record.node.compare_exchange_strong(expected, ~std::uint64_t{0})) continue;
-    record.new_parent = renaming.new_parent.value();
-    takeover::store_name(record.new_name, renaming.new_name);
-    record.node.store(source->id.value(), std::memory_order_release);
-    return &record;
-  }
-  return nullptr;
+void Operations::note_rename(const Renaming& renaming) {
+  if (p_.state == nullptr) return;
+  if (const auto source = p_.nodes.child(renaming.parent, renaming.name))
+    p_.state->note_rename(source->id.value(), renaming.new_parent.value(), renaming.new_name);
+}
+
+void Operations::forget_rename(const std::optional<NodeView>& source) {
+  if (p_.state != nullptr && source) p_.state->forget_rename(source->id.value());
 }
 
 void Operations::announce_opens() {
   for (const OpenFile& file : p_.handles.list()) {
     const auto node = p_.nodes.find(file.node);
-    if (!node || node->kind == FileKind::virtual_file) continue;
-    Op op;
-    op.kind = OpKind::open;
-    op.file = node->kind;
-    op.path = node->names->path;
-    op.database = node->names->database;
-    op.unlinked = !node->linked;
-    op.write_access = file.write_access;
-    op.write_only = file.write_only;
-    op.own = file.own;
-    p_.observer.opened(op);
+    if (node && node->kind != FileKind::virtual_file) p_.observer.opened(op_of_open(*node, file));
   }
 }
 

@@ -18,6 +18,7 @@ constexpr std::size_t kRenamesAt = kRequestsAt + sizeof(RequestRecord) * kMaxReq
 constexpr std::size_t kOpensAt = 1u << 20;
 constexpr std::size_t kNodesAt = kOpensAt + sizeof(OpenRecord) * kMaxOpens;
 constexpr std::size_t kSize = kNodesAt + sizeof(NodeRecord) * std::size_t{kMaxNodes};
+constexpr std::uint64_t kBeingNoted = ~std::uint64_t{0};
 static_assert(sizeof(StateHeader) <= kRequestsAt && kRenamesAt + sizeof(RenameRecord) * kMaxRenames <= kOpensAt);
 
 }  // namespace
@@ -60,6 +61,7 @@ Result<std::unique_ptr<State>> State::adopt(UniqueFd file) {
   TRY_ASSIGN(auto state, map(std::move(file)));
   ++state->header().generation;
   state->after_crash_ = state->header().suspect.exchange(0) != 0;
+  state->forget_rename(kBeingNoted);
   return state;
 }
 
@@ -79,6 +81,26 @@ std::span<RequestRecord> State::requests() const {
 
 std::span<RenameRecord> State::renames() const {
   return {reinterpret_cast<RenameRecord*>(memory_.data() + kRenamesAt), kMaxRenames};
+}
+
+void State::note_rename(std::uint64_t node, std::uint64_t new_parent, std::string_view new_name) {
+  forget_rename(node);
+  if (new_name.size() > kMaxName) return;
+  for (RenameRecord& record : renames()) {
+    std::uint64_t expected = 0;
+    if (!record.node.compare_exchange_strong(expected, kBeingNoted)) continue;
+    record.new_parent = new_parent;
+    store_name(record.new_name, new_name);
+    record.node.store(node, std::memory_order_release);
+    return;
+  }
+}
+
+void State::forget_rename(std::uint64_t node) {
+  for (RenameRecord& record : renames()) {
+    std::uint64_t expected = node;
+    record.node.compare_exchange_strong(expected, 0);
+  }
 }
 
 void store_name(NameRecord& record, std::string_view name) {

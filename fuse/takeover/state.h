@@ -32,6 +32,10 @@ class State {
   OpenRecord& open(std::uint32_t slot) const;
   std::span<RequestRecord> requests() const;
   std::span<RenameRecord> renames() const;
+  /// `node` is being renamed, in place of what is noted of it. Nothing is noted if too many are.
+  void note_rename(std::uint64_t node, std::uint64_t new_parent, std::string_view new_name);
+  /// The table knows where it is. Of a process that died, too.
+  void forget_rename(std::uint64_t node);
 
  private:
   State(UniqueFd file, Mapping memory) : file_(std::move(file)), memory_(std::move(memory)) {}

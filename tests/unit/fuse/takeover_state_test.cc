@@ -249,6 +249,28 @@ TEST_F(TakeoverStateTest, ARequestThatCrashesProcessesIsGivenUp) {
   EXPECT_FALSE(InFlight(*state).take(11 | kAgain, 1));
 }
 
+TEST_F(TakeoverStateTest, RenamesOfDeadProcessesLeaveRoomForOthers) {
+  const auto noted = [&](std::uint64_t node) {
+    for (const takeover::RenameRecord& record : state_->renames())
+      if (record.node == node) return std::string(takeover::load_name(record.new_name));
+    return std::string();
+  };
+  for (std::uint64_t i = 0; i < 3 * takeover::kMaxRenames; ++i) {
+    state_->note_rename(5, 1, "name" + std::to_string(i));  // again and again: its processes die
+    EXPECT_EQ(noted(5), "name" + std::to_string(i));
+  }
+  for (takeover::RenameRecord& record : state_->renames())
+    if (record.node == 0) record.node = ~std::uint64_t{0};  // processes died while they wrote it
+  state_->note_rename(6, 1, "full");
+  EXPECT_EQ(noted(6), "");
+  state_ = next(*state_);
+  state_->note_rename(6, 1, "other");
+  EXPECT_EQ(noted(6), "other");
+  state_->forget_rename(5);
+  EXPECT_EQ(noted(5), "");
+  EXPECT_EQ(noted(6), "other");
+}
+
 TEST_F(TakeoverStateTest, AnotherLayoutIsRefused) {
   EXPECT_TRUE(State::check(state_->fd()));
   state_->header().version = takeover::kLayoutVersion + 1;
