@@ -3,19 +3,16 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <fstream>
 #include <string>
 
 #include "base/log.h"
-
-extern char** environ;
+#include "server/spawn_self.h"
 
 namespace sluice::server {
 namespace {
@@ -36,25 +33,7 @@ bool is_dead(int process) {
 }  // namespace
 
 Result<void> start_connection_watch(UniqueFd abort_file, int guardian) {
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, abort_file.get(), kWatchedConnection);
-  posix_spawnattr_t attributes;
-  posix_spawnattr_init(&attributes);
-  sigset_t blocked;
-  sigfillset(&blocked);  // the terminal's and the service manager's signals are for the daemon
-  posix_spawnattr_setsigmask(&attributes, &blocked);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-  std::string name = "sluice";
-  std::string command = "internal-watch";
-  std::string parent = std::to_string(::getpid());
-  std::string protector = std::to_string(guardian);
-  const std::array<char*, 5> argv = {name.data(), command.data(), parent.data(), protector.data(), nullptr};
-  pid_t pid = 0;
-  const int rc = ::posix_spawn(&pid, "/proc/self/exe", &actions, &attributes, argv.data(), environ);
-  posix_spawnattr_destroy(&attributes);
-  posix_spawn_file_actions_destroy(&actions);
-  if (rc != 0) return errno_error("start sluice internal-watch", rc);
+  TRY(spawn_self({"internal-watch", std::to_string(::getpid()), std::to_string(guardian)}, abort_file.get(), kWatchedConnection));
   return {};
 }
 

@@ -147,8 +147,7 @@ class NodeImpl final : public Node {
 
   Result<void> start();
   NodeStatus status() const override;
-  /// Without databases and what grows with them.
-  NodeStatus summary() const;
+  NodeStatus summary() const override;
   std::uint16_t http_port() const override { return http_->port(); }
   int ended_fd() const override { return ended_.get(); }
   void beat() override { mount_->beat(); }
@@ -199,6 +198,7 @@ class NodeImpl final : public Node {
   // The same objects for the virtual files, which the mount may ask for before these exist.
   std::atomic<storage::Replica*> live_replica_{nullptr};
   std::atomic<replication::Subscriber*> live_subscriber_{nullptr};
+  bool watched_ = false;
   bool stopped_ = false;
   std::atomic<bool> stopping_{false};
 };
@@ -295,7 +295,7 @@ Result<void> NodeImpl::mount(fuse::Observer& observer,
   options.hidden_dir = store_->data_dir() + "/unlinked";
   options.before_serving = std::move(before_serving);
   TRY_ASSIGN(mount_, fuse::Mount::start(options, observer, *files_, pool_));
-  if (descriptors_ == nullptr) watch_connection(0);
+  if (!takes_over_) watch_connection(descriptors_ != nullptr ? ::getppid() : 0);
   mount_->on_session_end([fd = ended_.get()] {
     const std::uint64_t one = 1;
     if (::write(fd, &one, sizeof one) != static_cast<ssize_t>(sizeof one))
@@ -305,6 +305,7 @@ Result<void> NodeImpl::mount(fuse::Observer& observer,
 }
 
 void NodeImpl::watch_connection(int guardian) {
+  if (std::exchange(watched_, true)) return;
   auto abort_file = mount_->open_abort_file();
   if (!abort_file.has_error() && descriptors_ != nullptr && guardian > 0) {
     const auto kept = descriptors_->keep(kAbortName, abort_file->get());

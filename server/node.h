@@ -24,13 +24,15 @@ class Node {
   virtual ~Node() = default;
 
   virtual NodeStatus status() const = 0;
+  /// Without databases and what grows with them: cheap.
+  virtual NodeStatus summary() const = 0;
   virtual std::uint16_t http_port() const = 0;
   /// Becomes readable when the mount ended by itself (somebody unmounted it): the node must stop.
   virtual int ended_fd() const = 0;
   /// See fuse::Mount::beat.
   virtual void beat() = 0;
   /// Has the mount's connection aborted should this process be killed and not end (server/connection_watch.h). `guardian`: who
-  /// sees to it while it lives; 0: nobody. Main thread.
+  /// sees to it while it lives; 0: nobody. Done by start() already unless it takes over: then clients come first. Main thread.
   virtual void watch_connection(int guardian) = 0;
   /// Stops serving, unmounts, captures or applies what is pending, closes. Idempotent; the first error is
   /// returned, later steps are done all the same.

@@ -257,8 +257,14 @@ constexpr auto kUpgradeLimit = std::chrono::seconds(30);
 
 Result<std::pair<std::int64_t, std::string>> running_program(HttpClient& client) {
   TRY_ASSIGN(const HttpReply reply, expect_ok(client.get("/v1/status")));
-  const json::value status = json::parse(reply.body);
-  return std::pair(status.at("process").to_number<std::int64_t>(), std::string(status.at("version").as_string().c_str()));
+  boost::system::error_code ec;
+  const json::value status = json::parse(reply.body, ec);
+  const json::object* const fields = ec ? nullptr : status.if_object();
+  const json::value* const process = fields != nullptr ? fields->if_contains("process") : nullptr;
+  const json::value* const version = fields != nullptr ? fields->if_contains("version") : nullptr;
+  if (process == nullptr || !process->is_int64() || version == nullptr || !version->is_string())
+    return make_error(Errc::protocol, "the node's status does not name its process and version; is it older than this program?");
+  return std::pair(process->get_int64(), std::string(version->get_string()));
 }
 
 Result<void> upgrade(const ClientArguments& a) {

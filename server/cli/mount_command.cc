@@ -92,8 +92,7 @@ class WorkerRun {
     tell("READY=1");
     const int guardian = ::getppid();
     bool synced = false;
-    bool watched = false;
-    const auto watch_at = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBeat_ms);  // clients come first
+    const auto watch_at = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBeat_ms);  // after a takeover
     for (auto next_beat = std::chrono::steady_clock::now();;) {
       const auto received = signals_.wait(synced ? kBeat_ms : kSyncCheckMs, node_.ended_fd());
       if (received.has_error()) {
@@ -107,13 +106,13 @@ class WorkerRun {
       }
       if (*received && is_stop((*received)->number)) return kExitOk;
       if (*received && (*received)->number == SIGUSR2) tell("UPGRADE=1");
-      if (!synced && node_.status().ready()) {
+      if (!synced && node_.summary().ready()) {
         synced = true;
         tell("SYNCED=1");
       }
       const auto now = std::chrono::steady_clock::now();
       if (now < next_beat) continue;
-      if (now >= watch_at && !std::exchange(watched, true)) node_.watch_connection(guardian);
+      if (now >= watch_at) node_.watch_connection(guardian);
       next_beat = now + std::chrono::milliseconds(kBeat_ms);
       node_.beat();
       look_at_guardian();
@@ -165,7 +164,7 @@ class MountRun {
  private:
   bool wait_ready() {
     for (;;) {
-      const NodeStatus status = node_.status();
+      const NodeStatus status = node_.summary();
       if (status.ready()) return true;
       if (!told_) {
         LOG_INFO("the application waits until this node is ready: {}", status.not_ready_reason());
@@ -259,6 +258,17 @@ void raise_file_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// The exit code: `code`, if nothing fails.
+int stop_node(Node& node, int code) {
+  const auto stopped = node.stop();
+  if (stopped.has_error()) {
+    LOG_ERROR("stopping: {}", stopped.error().message);
+    return code == kExitOk ? kExitFailure : code;
+  }
+  LOG_INFO("stopped");
+  return code;
+}
+
 int run_worker(const Config& config, std::string token, Signals& signals, DescriptorLink& link) {
   auto node = Node::start(config, std::move(token), &link);
   if (node.has_error()) {
@@ -268,13 +278,7 @@ int run_worker(const Config& config, std::string token, Signals& signals, Descri
   const int code = WorkerRun(signals, **node, link).run();
   const auto told = link.tell("STOPPING=1");
   if (told.has_error()) LOG_WARN("{}", told.error().message);
-  const auto stopped = (*node)->stop();
-  if (stopped.has_error()) {
-    LOG_ERROR("stopping: {}", stopped.error().message);
-    return code == kExitOk ? kExitFailure : code;
-  }
-  LOG_INFO("stopped");
-  return code;
+  return stop_node(**node, code);
 }
 
 int run_mount(const MountArguments& arguments) {
@@ -311,13 +315,7 @@ int run_mount(const MountArguments& arguments) {
   service_manager.tell("READY=1");
   const int code = MountRun(*config, *signals, **node).run();
   service_manager.tell("STOPPING=1");
-  const auto stopped = (*node)->stop();
-  if (stopped.has_error()) {
-    LOG_ERROR("stopping: {}", stopped.error().message);
-    return code == kExitOk ? kExitFailure : code;
-  }
-  LOG_INFO("stopped");
-  return code;
+  return stop_node(**node, code);
 }
 
 }  // namespace
