@@ -249,7 +249,7 @@ Result<void> NodeImpl::start() {
 // orphans. The dead mount goes first, it keeps files open by itself.
 Result<void> NodeImpl::fence_orphans() {
   fence_ = std::make_unique<fuse::OrphanFence>(*store_);
-  if (takes_over_) return {};
+  if (takes_over_) return fence_->resume();
   TRY(fuse::Mount::clear_mount_point(config_.mountpoint));
   return fence_->run();
 }

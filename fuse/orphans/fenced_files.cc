@@ -118,10 +118,11 @@ Result<void> FencedFiles::put_copy(const Committed& committed, bool over_immutab
     TRY_ASSIGN(const auto to, fs_.open(temporary, {.write = true, .create = true}));
     TRY(to->truncate(0));
     inherit_rights(to->fd(), wal());
-    if (committed.frames != 0) TRY(sqlite::copy_committed(*from, committed.cut.header, committed.frames, *to));
+    // With a header even if no frame counts: an empty file was emptied by somebody else, see extend_copy().
+    if (!committed.cut.empty) TRY(sqlite::copy_committed(*from, committed.cut.header, committed.frames, *to));
     TRY(to->sync_data());
   }
-  if (over_immutable && can_stop_) TRY(set_immutable(wal(), false));
+  if (over_immutable) TRY(set_immutable(wal(), false));  // also where an earlier start could make it so and this one could not
   Result<void> renamed = fs_.rename(temporary, path_ + "-wal");
   TRY(stop_orphans());
   TRY(renamed);
@@ -142,7 +143,7 @@ Result<void> FencedFiles::extend_copy(const Committed& committed) {
     TRY_ASSIGN(copied, sqlite::find_committed(*file, nullptr));
   }
   kept_frames_ = copied.complete;
-  if (copied.complete >= committed.frames || (!copied.empty && !same_wal(copied, committed.cut)))
+  if (copied.complete >= committed.frames || !same_wal(copied, committed.cut))
     return boost::system::in_place_value;
   return put_copy(committed, false);
 }

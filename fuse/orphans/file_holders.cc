@@ -3,6 +3,8 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <signal.h>
+#include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -28,10 +30,27 @@ struct CloseDir {
 };
 using DirPtr = std::unique_ptr<DIR, CloseDir>;
 
+// Leases are for the file's owner. Who may not ask for others' (CAP_LEASE, which containers lack) becomes the owner for it: clients
+// of any user make files in the mount.
+int set_lease_as_owner(int fd, int type) {
+  struct stat st {};
+  if (::fstat(fd, &st) != 0) return -1;
+  const auto self = static_cast<uid_t>(::setfsuid(st.st_uid));  // of this thread only
+  const int rc = ::fcntl(fd, F_SETLEASE, type);
+  const int err = errno;
+  ::setfsuid(self);
+  errno = err;
+  return rc;
+}
+
 bool lease_refused(const std::string& path, int type) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (!fd) return false;
-  if (::fcntl(fd.get(), F_SETLEASE, type) == 0) {
+  // Whoever opens the file just now has the kernel tell us; SIGIO, the usual way, would end the process.
+  ::fcntl(fd.get(), F_SETSIG, SIGURG);
+  int rc = ::fcntl(fd.get(), F_SETLEASE, type);
+  if (rc != 0 && errno == EACCES) rc = set_lease_as_owner(fd.get(), type);
+  if (rc == 0) {
     ::fcntl(fd.get(), F_SETLEASE, F_UNLCK);
     return false;
   }
@@ -170,7 +189,12 @@ Result<void> set_immutable(const std::string& path, bool immutable) {
   const bool is = (flags & FS_IMMUTABLE_FL) != 0;
   if (is == immutable) return boost::system::in_place_value;
   flags ^= FS_IMMUTABLE_FL;
-  if (::ioctl(file.get(), FS_IOC_SETFLAGS, &flags) != 0) return errno_error("change the attributes of " + path, errno);
+  if (::ioctl(file.get(), FS_IOC_SETFLAGS, &flags) != 0) {
+    const int err = errno;
+    return errno_error((immutable ? "make " : "make mutable (an earlier start fenced it; needs CAP_LINUX_IMMUTABLE, or chattr -i) ") +
+                           path + (immutable ? " immutable" : ""),
+                       err);
+  }
   return boost::system::in_place_value;
 }
 

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <optional>
 #include <set>
+#include <string_view>
 #include <thread>
 
 #include "base/log.h"
@@ -19,6 +20,7 @@ namespace {
 constexpr auto kRetry = std::chrono::milliseconds(20);
 // How long a commit may take from its last frame to its publication; what is slower is poisoned at the next sweep.
 constexpr auto kPublishing = std::chrono::milliseconds(50);
+constexpr std::uint64_t kMaxRefusedFile = 64u << 20;
 
 void pause(std::chrono::milliseconds time) { std::this_thread::sleep_until(std::chrono::steady_clock::now() + time); }
 
@@ -30,8 +32,7 @@ std::optional<std::string> base_of(const std::string& path) {
 }
 
 // The node that died had the database file open itself, and may be slow to go.
-bool stays_written(const std::string& path, std::chrono::milliseconds ending) {
-  const MonotonicTime deadline = system_clock().now() + ending;
+bool stays_written(const std::string& path, MonotonicTime deadline) {
   while (is_written_directly(path)) {
     if (system_clock().now() > deadline) return true;
     pause(kRetry);
@@ -103,6 +104,11 @@ class Run {
       FencedFiles files(store_, d.name, d.path, immutable_.has_value());
       TRY_ASSIGN(const bool done, files.is_done());
       if (done) continue;
+      // The earlier start could stop them, this one cannot.
+      if (immutable_.has_error() && !is_disposable(d.name) && files.held()) {
+        refuse(d.name, cannot_fence(d.name, find_users(files.identities())));
+        continue;
+      }
       LOG_INFO("{}: an earlier start died while it fenced off processes; going on with that", d.name);
       begin(std::move(files));
     }
@@ -114,6 +120,7 @@ class Run {
     TRY_ASSIGN(const auto held, find_held(store_, ending_));
     std::set<std::string> names;
     for (const std::string& path : held) names.insert(*base_of(path));
+    ended_ = system_clock().now() + ending_;
     for (const std::string& name : names) {
       if (refused_.contains(name)) continue;
       if (auto error = why_not(name)) {
@@ -136,17 +143,20 @@ class Run {
 
   std::optional<Error> why_not(const std::string& name) const {
     if (storage::escape_name(name).size() > kMaxEscapedName) return make_error(Errc::too_large, name + ": its name is too long");
-    const bool direct = stays_written(store_.backing_path(name), ending_);
+    const bool direct = stays_written(store_.backing_path(name), ended_);
     const bool no_fence = immutable_.has_error() && !is_disposable(name);
     if (!direct && !no_fence) return std::nullopt;
-    const std::string who = to_string(users(name));
-    if (direct)
-      return make_error(Errc::in_use, fmt::format("{} is open for writing in {} itself by {}; end it and restart the node", name,
-                                                  store_.fs_dir(), who));
+    const std::vector<Holder> holders = users(name);
+    if (!direct) return cannot_fence(name, holders);
+    return make_error(Errc::in_use, fmt::format("{} is open for writing in {} itself by {}; end it and restart the node", name,
+                                                store_.fs_dir(), to_string(holders)));
+  }
+
+  Error cannot_fence(const std::string& name, const std::vector<Holder>& holders) const {
     return make_error(Errc::in_use,
                       fmt::format("{} is still open from an earlier mount in {}, which cannot be fenced off: {}; end the process "
                                   "and restart the node",
-                                  name, who, immutable_.error().message));
+                                  name, to_string(holders), immutable_.error().message));
   }
 
   std::vector<Holder> users(const std::string& name) const {
@@ -156,6 +166,10 @@ class Run {
       struct stat st {};
       if (::lstat((store_.backing_path(name) + suffix).c_str(), &st) == 0) files.push_back({base + suffix, st.st_ino});
     }
+    return find_users(files);
+  }
+
+  static std::vector<Holder> find_users(const std::vector<FileIdentity>& files) {
     std::vector<Holder> holders;
     for (const auto& list : find_holders(files)) add_new(holders, list);
     return holders;
@@ -191,6 +205,7 @@ class Run {
   static constexpr std::size_t kMaxEscapedName = 220;
   storage::Store& store_;
   const std::chrono::milliseconds ending_;
+  MonotonicTime ended_{};  ///< all that was to end has ended
   std::map<std::string, Error>& refused_;
   const Result<void> immutable_;
   std::map<std::string, unsigned> next_number_;
@@ -205,9 +220,47 @@ Result<void> OrphanFence::run() {
   sweep();
   TRY(run.fence());
   sweep();
+  TRY(save_refused());
   MutexLock lock(mutex_);
   for (const auto& [name, holders] : orphans_)
     LOG_WARN("{}: {} still used a mount that is gone: cut off (SQLITE_CANTOPEN), it must connect again", name, to_string(holders));
+  return boost::system::in_place_value;
+}
+
+Result<void> OrphanFence::resume() {
+  TRY(load_refused());
+  for (const auto& [name, error] : refused_) LOG_ERROR("{}: still not served: {}", name, error.message);
+  sweep();
+  return boost::system::in_place_value;
+}
+
+// Whoever takes the mount over cannot tell orphans from clients any more.
+Result<void> OrphanFence::save_refused() const {
+  const std::string path = directory(store_) + "/refused";
+  FileSystem& fs = store_.fs();
+  if (refused_.empty()) {
+    TRY_ASSIGN(const bool there, fs.exists(path));
+    return there ? fs.unlink(path) : Result<void>();
+  }
+  std::string text;
+  for (const auto& [name, error] : refused_) text += name + '\0' + error.message + '\0';
+  TRY(fs.make_directories(directory(store_)));
+  return write_file_atomically(fs, path, as_bytes(text));
+}
+
+Result<void> OrphanFence::load_refused() {
+  const auto content = read_file(store_.fs(), directory(store_) + "/refused", kMaxRefusedFile);
+  if (content.has_error()) return content.error().code == Errc::not_found ? Result<void>() : Result<void>(content.error());
+  std::string_view text = as_text(*content);
+  const auto next = [&text] {
+    const std::string_view field = text.substr(0, text.find('\0'));
+    text.remove_prefix(std::min(text.size(), field.size() + 1));
+    return std::string(field);
+  };
+  while (!text.empty()) {
+    std::string name = next();
+    refused_.insert_or_assign(std::move(name), make_error(Errc::in_use, next()));
+  }
   return boost::system::in_place_value;
 }
 

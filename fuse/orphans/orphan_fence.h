@@ -21,6 +21,9 @@ class OrphanFence {
   /// Once, when a fresh mount is about to be made and nobody else reads or writes database files (before recovery). Fences
   /// databases one by one; finishes what an earlier start began. An error means that the directory cannot be searched.
   Result<void> run() EXCLUDES(mutex_);
+  /// Instead of run() when the mount of the process before is taken over, clients and all: what it did not serve is not served
+  /// now either.
+  Result<void> resume() EXCLUDES(mutex_);
   /// Databases that could not be fenced: they must not be served. The errors name processes and remedy.
   const std::map<std::string, Error>& refused() const { return refused_; }
 
@@ -33,9 +36,12 @@ class OrphanFence {
   static std::string directory(const storage::Store& store) { return store.data_dir() + "/fenced"; }
 
  private:
+  Result<void> save_refused() const;
+  Result<void> load_refused();
+
   storage::Store& store_;
   const int ending_ms_;
-  std::map<std::string, Error> refused_;  ///< constant after run()
+  std::map<std::string, Error> refused_;  ///< constant after run() or resume()
   mutable Mutex mutex_;
   std::map<std::string, std::vector<Holder>> orphans_ GUARDED_BY(mutex_);
 };

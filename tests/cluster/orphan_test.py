@@ -10,7 +10,7 @@ import sys
 import time
 
 from cases import BINARY, ClusterCase, Node, connect, count, fill, integrity, wait_same_position, wait_until
-from nodes import DIE_WITH_PARENT
+from nodes import DIE_WITH_PARENT, GuardedNode
 
 # Commits as fast as it can and says what was acknowledged: one line a transaction, flushed before the next begins. On an error it
 # goes on trying with the same connection.
@@ -192,11 +192,43 @@ class Orphans(ClusterCase):
         wait_same_position(primary, replica, "a.db")
         self.assertEqual(count(replica.path("a.db")), 21)
 
-    def test_where_nothing_can_be_fenced_only_that_database_is_refused(self):
+    def disk_without_fences(self):
         disk = os.path.join(self.root, "disk")
         os.mkdir(disk)
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True, timeout=30)
         self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True, timeout=30)
+        return disk
+
+    def test_the_next_worker_refuses_what_this_one_refused(self):
+        """A worker that takes the mount over cannot tell orphans from clients: it does what the one before it found out."""
+        disk = self.disk_without_fences()
+        node = GuardedNode(BINARY, disk, "primary")
+        self.addCleanup(node.close)
+        node.start()
+        for name in ("a.db", "b.db"):
+            wal_database(node, name)
+        orphan = Orphan(self, node.path("a.db"), 1000)
+        worker = node.worker()
+        node.kill()  # the guardian
+        wait_until(lambda: not os.path.exists(f"/proc/{worker}"), 30, "the worker ends with its guardian")
+        wait_until(lambda: len(orphan.acknowledged()) > 10, 30, "the orphan commits")
+        node.start()
+        for round_number in range(2):
+            status = {d["name"]: d for d in node.status()["databases"]}
+            self.assertIn(f"process {orphan.process.pid} (python3", status["a.db"]["fault"])
+            with self.assertRaises(OSError):
+                open(node.path("a.db"), "rb").close()
+            db = connect(node.path("b.db"))
+            fill(db, 10, 100 * (round_number + 1))
+            db.close()
+            node.wait_worker(after=node.kill_worker())
+        orphan.end()
+        node.stop()
+        node.start()
+        self.assertTrue(orphan.acknowledged() <= ids(node.path("a.db")), "acknowledged commits are missing")
+
+    def test_where_nothing_can_be_fenced_only_that_database_is_refused(self):
+        disk = self.disk_without_fences()
         node = Node(BINARY, disk, "primary")
         self.addCleanup(node.close)
         node.start()

@@ -4,7 +4,14 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/capability.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
 
 #include "base/clock.h"
 #include "storage/sqlite/wal_copy.h"
@@ -27,6 +34,22 @@ ino_t inode(const std::string& path) {
   struct stat st {};
   return ::stat(path.c_str(), &st) == 0 ? st.st_ino : 0;
 }
+
+/// This thread does without a capability for a while.
+class WithoutCapability {
+ public:
+  explicit WithoutCapability(unsigned number) {
+    EXPECT_EQ(::syscall(SYS_capget, &header_, before_.data()), 0);
+    auto now = before_;
+    now[number / 32].effective &= ~(1u << (number % 32));
+    EXPECT_EQ(::syscall(SYS_capset, &header_, now.data()), 0);
+  }
+  ~WithoutCapability() { EXPECT_EQ(::syscall(SYS_capset, &header_, before_.data()), 0); }
+
+ private:
+  __user_cap_header_struct header_{_LINUX_CAPABILITY_VERSION_3, 0};
+  std::array<__user_cap_data_struct, 2> before_{};
+};
 
 class OrphanFenceTest : public ::testing::Test {
  protected:
@@ -199,6 +222,154 @@ TEST_F(OrphanFenceTest, AProcessInTheDataDirectoryItselfIsRefused) {
   EXPECT_EQ(fence.refused().at("a.db").code, Errc::in_use);
   EXPECT_TRUE(can_write_wal()) << "it was fenced although it writes the database file, too";
   EXPECT_FALSE(poisoned());
+}
+
+// A container has no CAP_LEASE, and clients of any user make files.
+TEST_F(OrphanFenceTest, FilesOfOthersAreHeldToo) {
+  make_database("a.db", kCommitted);
+  constexpr uid_t kOther = 12345;
+  ASSERT_EQ(::chown(path("a.db-wal").c_str(), kOther, kOther), 0);
+  const WithoutCapability none(CAP_LEASE);
+  EXPECT_FALSE(is_held(path("a.db-wal")));
+  hold("a.db");
+  EXPECT_TRUE(is_held(path("a.db-wal")));
+  // The thread has its rights back.
+  EXPECT_EQ(::access(path("a.db-wal").c_str(), W_OK), 0);
+  EXPECT_TRUE(UniqueFd(::open(path("a.db-wal").c_str(), O_RDWR | O_CLOEXEC)));
+}
+
+// The kernel tells the holder of a lease by a signal that somebody wants the file.
+TEST_F(OrphanFenceTest, WhoOpensAFileWhileItIsLookedAtEndsNobody) {
+  make_database("a.db", kCommitted);
+  const std::string file = path("a.db-wal");
+  const pid_t other = ::fork();
+  ASSERT_GE(other, 0);
+  if (other == 0) {
+    ::alarm(60);
+    for (;;) ::close(::open(file.c_str(), O_RDWR | O_CLOEXEC));
+  }
+  // Until it was in the way often enough.
+  const MonotonicTime deadline = system_clock().now() + std::chrono::seconds(20);
+  for (int met = 0; met < 2000 && system_clock().now() < deadline;) met += is_held(file) ? 1 : 0;
+  ::kill(other, SIGKILL);
+  ::waitpid(other, nullptr, 0);
+  EXPECT_FALSE(is_held(file));
+}
+
+// Orphans and clients look the same to the process that takes a mount over.
+TEST_F(OrphanFenceTest, WhatWasRefusedStaysSoForWhoTakesTheMountOver) {
+  make_database("a.db", kCommitted);
+  make_database("b.db", kCommitted);
+  hold("a.db");
+  UniqueFd direct(::open(path("a.db").c_str(), O_RDWR | O_CLOEXEC));
+  OrphanFence fence(*store_, kEnding_ms);
+  ASSERT_TRUE(fence.run().has_value());
+  {
+    OrphanFence next(*store_, kEnding_ms);
+    ASSERT_TRUE(next.resume().has_value());
+    ASSERT_EQ(next.refused().size(), 1u);
+    EXPECT_EQ(next.refused().at("a.db").message, fence.refused().at("a.db").message);
+  }
+  direct.reset();
+  orphans_.clear();
+  ASSERT_TRUE(OrphanFence(*store_, kEnding_ms).run().has_value());
+  OrphanFence next(*store_, kEnding_ms);
+  ASSERT_TRUE(next.resume().has_value());
+  EXPECT_TRUE(next.refused().empty());
+  EXPECT_EQ(fenced_count(), 0u);
+}
+
+// An earlier start began to fence, this one cannot stop anybody: it must not take the WAL away from who still writes it.
+TEST_F(OrphanFenceTest, AFenceThatCannotBeGoneOnWithRefuses) {
+  for (const int step : {2, 4, 7}) {
+    SCOPED_TRACE(step);
+    make_database("a.db", kCommitted);
+    hold("a.db");
+    fs_.fail_changes_from(step);
+    (void)OrphanFence(*store_, kEnding_ms).run();
+    fs_.heal();
+    {
+      const WithoutCapability none(CAP_LINUX_IMMUTABLE);
+      OrphanFence fence(*store_, kEnding_ms);
+      ASSERT_TRUE(fence.run().has_value());
+      ASSERT_EQ(fence.refused().count("a.db"), 1u);
+      EXPECT_NE(fence.refused().at("a.db").message.find("CAP_LINUX_IMMUTABLE"), std::string::npos)
+          << fence.refused().at("a.db").message;
+    }
+    OrphanFence fence(*store_, kEnding_ms);
+    ASSERT_TRUE(fence.run().has_value());
+    EXPECT_TRUE(fence.refused().empty());
+    expect_fenced("a.db");
+    orphans_.clear();
+    fence.sweep();
+    EXPECT_EQ(fenced_count(), 0u);
+  }
+}
+
+// The WAL can only be replaced while it is not immutable: a transaction that was open may end just then, also if we die there.
+TEST_F(OrphanFenceTest, ACommitWhileTheWalIsReplacedCounts) {
+  for (const bool dies : {false, true}) {
+    SCOPED_TRACE(dies);
+    make_database("a.db", kCommitted);
+    hold("a.db");
+    WalBuilder wal(kPage, false);
+    for (std::uint32_t n = 1; n <= kCommitted + 1; ++n) wal.frame(1, 1);
+    const std::size_t at = wal.at(kCommitted + 1);
+    const std::string copy = store_->tmp_dir() + "/fence-a.db";
+    bool committed = false;
+    fs_.on_change([&] {
+      if (committed || inode(copy) == 0) return;
+      committed = ::pwrite(wal_fd(), &wal.bytes[at], wal.bytes.size() - at, static_cast<off_t>(at)) > 0;
+      if (committed && dies) fs_.fail_changes_from(2);
+    });
+    OrphanFence fence(*store_, kEnding_ms);
+    ASSERT_TRUE(fence.run().has_value() || dies);
+    fs_.on_change(nullptr);
+    fs_.heal();
+    ASSERT_TRUE(committed);
+    if (dies) {
+      EXPECT_EQ(find_committed_frames(), kCommitted) << "it did not die where it should";
+      ASSERT_TRUE(OrphanFence(*store_, kEnding_ms).run().has_value());
+    }
+    EXPECT_EQ(content(path("a.db-wal")), wal.bytes);
+    EXPECT_FALSE(can_write_wal());
+    orphans_.clear();
+    OrphanFence(*store_, kEnding_ms).sweep();
+  }
+}
+
+// Between two starts somebody used the database in DATA/fs, and emptied its new WAL: the old one's frames are older than that.
+TEST_F(OrphanFenceTest, AWalThatWasEmptiedSinceStaysEmpty) {
+  int emptied = 0;
+  bool finished = false;
+  for (int step = 1; !finished; ++step) {
+    SCOPED_TRACE(step);
+    ASSERT_LT(step, 100);
+    make_database("a.db", kCommitted);
+    hold("a.db");
+    const ino_t old = inode(path("a.db-wal"));
+    fs_.fail_changes_from(step);
+    OrphanFence fence(*store_, kEnding_ms);
+    const auto ran = fence.run();
+    fs_.heal();
+    finished = ran.has_value() && fence.refused().empty();
+    const bool replaced = inode(path("a.db-wal")) != old;
+    if (replaced && !finished) {
+      ASSERT_EQ(::truncate(path("a.db-wal").c_str(), 0), 0);
+      ++emptied;
+    }
+    OrphanFence again(*store_, kEnding_ms);
+    ASSERT_TRUE(again.run().has_value());
+    EXPECT_TRUE(again.refused().empty());
+    if (replaced && !finished) {
+      EXPECT_EQ(content(path("a.db-wal")).size(), 0u);
+    }
+    orphans_.clear();
+    again.sweep();
+    EXPECT_EQ(fenced_count(), 0u);
+    for (const char* suffix : {"", "-wal", "-shm"}) (void)real_file_system().unlink(path("a.db") + suffix);
+  }
+  EXPECT_GT(emptied, 0);
 }
 
 // Dies at every operation that changes something; the next start must find its way from there, with the orphan alive or dead.
